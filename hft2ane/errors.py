@@ -1,0 +1,108 @@
+"""Every way to fail, on one page. A message says what, where, and what to do now.
+
+    Hft2aneError
+    ├── BadInput             the command line or a job folder is not usable as it is
+    ├── ManifestError        one or more problems in manifests/, all of them in the message
+    ├── SourceError          the original cannot be taken
+    │   ├── ModelNotFound    no such repo, revision or folder
+    │   ├── AccessDenied     gated or private, and this token may not read it
+    │   ├── UnsafeFormat     pickle weights or code of its own, which are never loaded
+    │   └── CorruptFile      a file is not what the Hub or its own header says
+    ├── UnsupportedModel     nothing here reproduces this model
+    │   ├── UnknownFamily    no hft2ane/families/<model_type>.py
+    │   ├── UnknownTask      the family has no such task, or the checkpoint names none
+    │   ├── UnsupportedConfig a config value that the family does not reproduce
+    │   └── MissingWeights   the checkpoint has no weights for something the task needs
+    ├── ExportError          the module cannot be written as a Core ML program
+    ├── PackageError         an .mlpackage that cannot be read, or is not what it declares
+    ├── EvaluationError      the evaluator met an op or a value it has no rule for
+    ├── ToolchainMismatch    installed versions are not the locked ones
+    ├── GateFailed           the figures are below the gate, or could not be taken
+    ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
+    ├── PublishError         the release could not be published, or is not what was built
+    └── Unavailable          the surroundings failed, not the model: try again later
+        ├── HubUnavailable   no answer, a server error, or a rate limit that outlasted the retries
+        └── NoSpace          not enough free disk for the next step
+"""
+
+
+class Hft2aneError(Exception):
+    """Base of all: one line for people. `exit_code` is what the command ends with."""
+
+    exit_code = 1
+
+
+class BadInput(Hft2aneError):
+    exit_code = 2
+
+
+class ManifestError(Hft2aneError):
+    """`problems` are (place, text) pairs, place being `file:line`."""
+
+    exit_code = 2
+
+    def __init__(self, problems: list[tuple[str, str]]) -> None:
+        self.problems = problems
+        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''}"
+        super().__init__("\n  ".join([f"{count} in the manifests:", *(f"{at}: {text}" for at, text in problems)]))
+
+
+class SourceError(Hft2aneError): ...
+
+
+class ModelNotFound(SourceError): ...
+
+
+class AccessDenied(SourceError): ...
+
+
+class UnsafeFormat(SourceError): ...
+
+
+class CorruptFile(SourceError): ...
+
+
+class UnsupportedModel(Hft2aneError): ...
+
+
+class UnknownFamily(UnsupportedModel): ...
+
+
+class UnknownTask(UnsupportedModel): ...
+
+
+class UnsupportedConfig(UnsupportedModel): ...
+
+
+class MissingWeights(UnsupportedModel): ...
+
+
+class ExportError(Hft2aneError): ...
+
+
+class PackageError(Hft2aneError): ...
+
+
+class EvaluationError(Hft2aneError): ...
+
+
+class ToolchainMismatch(Hft2aneError): ...
+
+
+class GateFailed(Hft2aneError): ...
+
+
+class LicenseError(Hft2aneError): ...
+
+
+class PublishError(Hft2aneError): ...
+
+
+class Unavailable(Hft2aneError):
+    exit_code = 75  # EX_TEMPFAIL
+
+
+class HubUnavailable(Unavailable): ...
+
+
+class NoSpace(Unavailable): ...

@@ -1,0 +1,314 @@
+"""The frozen records that pass between steps, and the JSON files of a job's folder that hold them.
+
+Inside the program they are plain dataclasses; `read` checks them at the border (unknown keys, wrong types and other
+schema numbers fail), `write` puts them on disk atomically, so that a file's existence means that its step is done.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
+
+from hft2ane.errors import BadInput
+
+SCHEMA = 1
+STRICT = ConfigDict(extra="forbid", frozen=True)
+
+Task = Literal[
+    "feature-extraction",
+    "sentence-embedding",
+    "fill-mask",
+    "text-classification",
+    "token-classification",
+    "question-answering",
+    "next-sentence-prediction",
+    "multiple-choice",
+]
+Variant = Literal["float16"]
+Action = Literal["create", "convert", "card", "skip", "blocked"]
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The least PSNR in dB, over all inputs and outputs, that may be published."""
+
+    __pydantic_config__ = STRICT
+    rewrite: float = 90.0
+    artefact: float = 50.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything of a manifest entry that shapes the package. `task` None: derived from the checkpoint."""
+
+    __pydantic_config__ = STRICT
+    task: Task | None = None
+    lengths: tuple[int, ...] = (128,)
+    variants: tuple[Variant, ...] = ("float16",)
+    target: Literal["coreml"] = "coreml"
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One model that the manifests ask for, defaults applied. `where` is `manifests/demo.yaml:7`."""
+
+    id: str
+    repo: str
+    where: str
+    revision: str = "main"
+    recipe: Recipe = field(default_factory=Recipe)
+    gates: Gates = field(default_factory=Gates)
+    license: str | None = None
+    paused: str | None = None
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a repo at one commit. `oid`: SHA-256 of the content when `lfs`, else git's blob SHA-1."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    size: int
+    oid: str
+    lfs: bool
+
+
+@dataclass(frozen=True)
+class CardFields:
+    """What our card takes over from the upstream card's front matter, and nothing else of it."""
+
+    __pydantic_config__ = STRICT
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
+    language: tuple[str, ...] = ()
+    pipeline_tag: str | None = None
+
+
+@dataclass(frozen=True)
+class Upstream:
+    """A model repo as the Hub shows it at one commit. `id` is its present name (a renamed repo answers by the new one)."""
+
+    id: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    card: CardFields = field(default_factory=CardFields)
+
+
+@dataclass(frozen=True)
+class Job:
+    """job.json: one line of the plan. `files` are the upstream files that the job consumes."""
+
+    __pydantic_config__ = STRICT
+    action: Action
+    why: str
+    id: str
+    repo: str
+    commit: str | None = None
+    files: tuple[RemoteFile, ...] = ()
+    recipe: Recipe = field(default_factory=Recipe)
+    gates: Gates = field(default_factory=Gates)
+    license: str | None = None
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Source:
+    """source.json: the pinned files are in source/, checked. `commit` of a local folder is `local`."""
+
+    __pydantic_config__ = STRICT
+    id: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    card: CardFields
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output of a package's function. `labels` name the entries of the last axis, where they have names."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    shape: tuple[int, ...]
+    dtype: Literal["int32", "float16", "float32"]
+    about: str
+
+
+@dataclass(frozen=True)
+class Function:
+    """One function of a package: the model at one fixed length, in tokens."""
+
+    __pydantic_config__ = STRICT
+    name: str
+    length: int
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Package:
+    """One .mlpackage. `digest`: SHA-256 over its files, see `package.digest`. `minimum_os`: e.g. `iOS16 / macOS13`."""
+
+    __pydantic_config__ = STRICT
+    variant: Variant
+    file: str
+    digest: str
+    size: int
+    minimum_os: str
+    functions: tuple[Function, ...]
+    default_function: str
+
+
+@dataclass(frozen=True)
+class Exported:
+    """export.json: the packages are in the job's folder."""
+
+    __pydantic_config__ = STRICT
+    family: str
+    task: Task
+    original: str
+    convert_key: str
+    packages: tuple[Package, ...]
+    labels: tuple[str, ...]
+    problem: str | None
+    toolchain: dict[str, str]
+    seconds: float
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One output on one set of inputs at one length. PSNR and cosine over rows; `top1` where the output is logits.
+
+    `worst` is the text (or the name) of the row with the least PSNR."""
+
+    __pydantic_config__ = STRICT
+    output: str
+    length: int
+    inputs: str
+    rows: int
+    psnr_min: float
+    psnr_median: float
+    cosine_min: float
+    top1: float | None
+    worst: str
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """One bar: `what` is `rewrite` or a variant's name, `backend` says what computed it."""
+
+    __pydantic_config__ = STRICT
+    what: str
+    backend: str
+    gate: float
+    psnr_min: float
+    psnr_median: float
+    top1: float | None
+    measures: tuple[Measure, ...]
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json: what was measured. `failures` is empty exactly when the gates are passed."""
+
+    __pydantic_config__ = STRICT
+    protocol: str
+    verify_key: str
+    fidelity: tuple[Fidelity, ...]
+    failures: tuple[str, ...]
+    not_measured: tuple[str, ...]
+    seconds: float
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """conversion.json of a published repo: where it is from, what it is made of, and the three keys."""
+
+    __pydantic_config__ = STRICT
+    source: Source
+    recipe: Recipe
+    family: str
+    task: Task
+    original: str
+    license: str
+    packages: tuple[Package, ...]
+    labels: tuple[str, ...]
+    problem: str | None
+    convert_key: str
+    verify_key: str
+    card_key: str
+    protocol: str
+    psnr: dict[str, float]
+    toolchain: dict[str, str]
+    hft2ane: str
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Published:
+    """published.json: the release is on the Hub, checked file by file at `commit`, and tagged."""
+
+    __pydantic_config__ = STRICT
+    repo: str
+    commit: str
+    tag: str
+    url: str
+    changed: bool
+    schema: Literal[1] = SCHEMA
+
+
+R = TypeVar("R")
+
+
+def read(path: Path, record: type[R]) -> R:
+    """The record in the JSON file `path`. BadInput: missing, not JSON, or not this record."""
+    if not path.is_file():
+        raise BadInput(f"{path} is missing: the step that writes it has not been done in this folder")
+    return parse(path.read_bytes(), record, str(path))
+
+
+def parse(data: bytes | str, record: type[R], where: str) -> R:
+    """The record in this JSON text; `where` is for the message only."""
+    try:
+        return TypeAdapter(record).validate_json(data)
+    except ValidationError as err:
+        first = err.errors()[0]
+        spot = ".".join(map(str, first["loc"])) or "the whole file"
+        raise BadInput(
+            f"{where} is not a {record.__name__} record of this version: {spot}: {first['msg']}"
+        ) from err
+
+
+def dump(record: object) -> bytes:
+    """Canonical JSON: two spaces, fields in their order, a newline at the end."""
+    return RootModel[Any](record).model_dump_json(indent=2, by_alias=True).encode() + b"\n"
+
+
+def write(path: Path, record: object) -> None:
+    write_bytes(path, dump(record))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """All of it or nothing: temporary name, fsync, rename."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def canonical(value: Mapping[str, Any]) -> bytes:
+    """The JSON text that keys are digests of: sorted, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
