@@ -6,7 +6,7 @@ schema numbers fail), `write` puts them on disk atomically, so that a file's exi
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -30,6 +30,14 @@ Task = Literal[
 ]
 Variant = Literal["float16"]
 Action = Literal["create", "convert", "card", "skip", "blocked"]
+
+
+# Steps say how far they are: what they do now, and the share done (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+def silent(what: str, share: float) -> None:
+    """The Progress of those who do not want to know."""
 
 
 @dataclass(frozen=True)
