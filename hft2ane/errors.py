@@ -1,28 +1,28 @@
 """Every way to fail, on one page. A message says what, where, and what to do now.
 
-    Hft2aneError
-    ├── BadInput             the command line or a job folder is not usable as it is
-    ├── ManifestError        one or more problems in manifests/, all of them in the message
-    ├── SourceError          the original cannot be taken
-    │   ├── ModelNotFound    no such repo, revision or folder
-    │   ├── AccessDenied     gated or private, and this token may not read it
-    │   ├── UnsafeFormat     pickle weights or code of its own, which are never loaded
-    │   └── CorruptFile      a file is not what the Hub or its own header says
-    ├── UnsupportedModel     nothing here reproduces this model
-    │   ├── UnknownFamily    no hft2ane/families/<model_type>.py
-    │   ├── UnknownTask      the family has no such task, or the checkpoint names none
-    │   ├── UnsupportedConfig a config value that the family does not reproduce
-    │   └── MissingWeights   the checkpoint has no weights for something the task needs
-    ├── ExportError          the module cannot be written as a Core ML program
-    ├── PackageError         an .mlpackage that cannot be read, or is not what it declares
-    ├── EvaluationError      the evaluator met an op or a value it has no rule for
-    ├── ToolchainMismatch    installed versions are not the locked ones
-    ├── GateFailed           the figures are below the gate, or could not be taken
-    ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
-    ├── PublishError         the release could not be published, or is not what was built
-    └── Unavailable          the surroundings failed, not the model: try again later
-        ├── HubUnavailable   no answer, a server error, or a rate limit that outlasted the retries
-        └── NoSpace          not enough free disk for the next step
+Hft2aneError
+├── BadInput             the command line or a job folder is not usable as it is
+├── ManifestError        one or more problems in manifests/, all of them in the message
+├── SourceError          the original cannot be taken
+│   ├── ModelNotFound    no such repo, revision or folder
+│   ├── AccessDenied     gated or private, and this token may not read it
+│   ├── UnsafeFormat     pickle weights or code of its own, which are never loaded
+│   └── CorruptFile      a file is not what the Hub or its own header says
+├── UnsupportedModel     nothing here reproduces this model
+│   ├── UnknownFamily    no hft2ane/families/<model_type>.py
+│   ├── UnknownTask      the family has no such task, or the checkpoint names none
+│   ├── UnsupportedConfig a config value that the family does not reproduce
+│   └── MissingWeights   the checkpoint has no weights for something the task needs
+├── ExportError          the module cannot be written as a Core ML program
+├── PackageError         an .mlpackage that cannot be read, or is not what it declares
+├── EvaluationError      the evaluator met an op or a value it has no rule for
+├── ToolchainMismatch    installed versions are not the locked ones
+├── GateFailed           the figures are below the gate, or could not be taken
+├── LicenseError         the licence is unknown, changed, or does not allow redistribution
+├── PublishError         the release could not be published, or is not what was built
+└── Unavailable          the surroundings failed, not the model: try again later
+    ├── HubUnavailable   no answer, a server error, or a rate limit that outlasted the retries
+    └── NoSpace          not enough free disk for the next step
 """
 
 

@@ -9,13 +9,14 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
 
 from hft2ane.errors import BadInput
 
-SCHEMA = 1
+SCHEMA: Final = 1
+LEAST_LENGTH = 8  # tokens: room for the special tokens and a few words
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
 Task = Literal[
@@ -28,6 +29,7 @@ Task = Literal[
     "next-sentence-prediction",
     "multiple-choice",
 ]
+TASKS: tuple[Task, ...] = get_args(Task)
 Variant = Literal["float16"]
 Action = Literal["create", "convert", "card", "skip", "blocked"]
 
@@ -99,7 +101,7 @@ class CardFields:
 
 @dataclass(frozen=True)
 class Upstream:
-    """A model repo as the Hub shows it at one commit. `id` is its present name (a renamed repo answers by the new one)."""
+    """A model repo as the Hub shows it at one commit. `id` is its present name: a renamed repo answers by that."""
 
     id: str
     commit: str
@@ -138,7 +140,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Tensor:
-    """One input or output of a package's function. `labels` name the entries of the last axis, where they have names."""
+    """One input or output of a package's function. `about` is for people."""
 
     __pydantic_config__ = STRICT
     name: str
@@ -191,7 +193,8 @@ class Exported:
 
 @dataclass(frozen=True)
 class Measure:
-    """One output on one set of inputs at one length. PSNR and cosine over rows; `top1` where the output is logits.
+    """One output on one set of inputs at one length. `psnr` of all rows taken together: one peak, one rms; `psnr_min` and
+    `psnr_median` over rows, `cosine_min` too; `top1` where the output is logits.
 
     `worst` is the text (or the name) of the row with the least PSNR."""
 
@@ -200,6 +203,7 @@ class Measure:
     length: int
     inputs: str
     rows: int
+    psnr: float
     psnr_min: float
     psnr_median: float
     cosine_min: float
@@ -209,12 +213,15 @@ class Measure:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One bar: `what` is `rewrite` or a variant's name, `backend` says what computed it."""
+    """One bar: `what` is `rewrite` or a variant's name, `backend` says what computed it.
+
+    `psnr` and `psnr_min` are the least of the measures'; the gate stands on `psnr_min`."""
 
     __pydantic_config__ = STRICT
     what: str
     backend: str
     gate: float
+    psnr: float
     psnr_min: float
     psnr_median: float
     top1: float | None
@@ -272,6 +279,36 @@ class Published:
     schema: Literal[1] = SCHEMA
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one line of the plan. `error`: the one line that says why not. PSNR in dB, `size` in bytes."""
+
+    __pydantic_config__ = STRICT
+    id: str
+    repo: str
+    action: Action
+    why: str
+    status: Literal["published", "unchanged", "failed", "skip", "blocked"]
+    error: str | None = None
+    task: str | None = None
+    rewrite: float | None = None
+    artefact: float | None = None
+    size: int | None = None
+    tag: str | None = None
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Run:
+    """run.json: one night. `failed`: the models that somebody must look at."""
+
+    __pydantic_config__ = STRICT
+    outcomes: tuple[Outcome, ...]
+    failed: tuple[str, ...]
+    seconds: float
+    schema: Literal[1] = SCHEMA
+
+
 R = TypeVar("R")
 
 
@@ -289,9 +326,7 @@ def parse(data: bytes | str, record: type[R], where: str) -> R:
     except ValidationError as err:
         first = err.errors()[0]
         spot = ".".join(map(str, first["loc"])) or "the whole file"
-        raise BadInput(
-            f"{where} is not a {record.__name__} record of this version: {spot}: {first['msg']}"
-        ) from err
+        raise BadInput(f"{where} is not a {record.__name__} record of this version: {spot}: {first['msg']}") from err
 
 
 def dump(record: object) -> bytes:
