@@ -1,0 +1,27 @@
+"""The bricks: small torch modules in the form that suits the Neural Engine. Every rule of the engine lives here, once.
+
+Inside the network all is (batch, channels, 1, tokens): the channel axis takes linear layers as 1×1 convolutions and
+norms, the last axis stays long and aligned. Masks are finite, attention goes one head at a time (Apple, "Deploying
+Transformers on the Apple Neural Engine", 2022). The same modules are the fp32 rewrite and, run on symbols, the export.
+"""
+
+from hft2ane.ane.attention import Attention, additive_mask
+from hft2ane.ane.layers import ACTIVATIONS, ChannelNorm, Embedding, Linear, channel_norm, to_channels, to_tokens
+from hft2ane.ane.pooling import POOLING, Normalize, Pool
+from hft2ane.ane.weights import fill
+
+__all__ = [
+    "ACTIVATIONS",
+    "POOLING",
+    "Attention",
+    "ChannelNorm",
+    "Embedding",
+    "Linear",
+    "Normalize",
+    "Pool",
+    "additive_mask",
+    "channel_norm",
+    "fill",
+    "to_channels",
+    "to_tokens",
+]

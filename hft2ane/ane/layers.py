@@ -1,0 +1,82 @@
+"""Linear layers as 1×1 convolutions, embedding tables, the norm over channels, and activations."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+Activation = Callable[[Tensor], Tensor]
+
+# By the names of transformers' ACT2FN.
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "gelu": F.gelu,
+        "gelu_new": partial(F.gelu, approximate="tanh"),
+        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        "relu": F.relu,
+        "silu": F.silu,
+        "swish": F.silu,
+        "tanh": torch.tanh,
+    }
+)
+
+
+class Linear(nn.Module):
+    """y = Wx + b over the channel axis: (B, n_in, 1, S) -> (B, n_out, 1, S)."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 1, 1))
+        self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+
+    def fit(self, name: str, tensor: Tensor) -> Tensor:
+        """A torch.nn.Linear's weight (n_out, n_in) as a 1×1 convolution's."""
+        return tensor[:, :, None, None] if name == "weight" and tensor.dim() == 2 else tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+class Embedding(nn.Module):
+    """A table of n rows: ids (B, S) -> (B, S, channels). Only at the network's entry: gathers run on the CPU."""
+
+    def __init__(self, rows: int, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(rows, channels))
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return F.embedding(ids, self.weight)
+
+
+def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Layer norm over axis 1, as one op: two divergent orders of its parts cost dB or an op more in Core ML."""
+    if torch.overrides.has_torch_function((x,)):
+        result: Tensor = torch.overrides.handle_torch_function(channel_norm, (x,), x, weight, bias, eps)
+        return result
+    return F.layer_norm(x.transpose(1, -1), weight.shape, weight, bias, eps).transpose(1, -1)
+
+
+class ChannelNorm(nn.Module):
+    """nn.LayerNorm of (B, channels, 1, S) over the channels."""
+
+    def __init__(self, channels: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return channel_norm(x, self.weight, self.bias, self.eps)
+
+
+def to_channels(x: Tensor) -> Tensor:
+    """(B, S, C), as embeddings come, -> (B, C, 1, S)."""
+    return torch.unsqueeze(torch.transpose(x, 1, 2), 2)
+
+
+def to_tokens(x: Tensor) -> Tensor:
+    """(B, C, 1, S) -> (B, S, C), as transformers gives it."""
+    return torch.transpose(torch.squeeze(x, 2), 1, 2)

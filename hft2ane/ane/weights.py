@@ -1,0 +1,50 @@
+"""Filling a module of ours from a checkpoint's tensors by a weight table, with nothing left over on either side."""
+
+import re
+from collections.abc import Iterable, Mapping
+
+from torch import Tensor, nn
+
+from hft2ane.errors import MissingWeights, UnsupportedModel
+
+
+def fill(
+    module: nn.Module,
+    table: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    unwanted: Iterable[str] = (),
+) -> None:
+    """Give every parameter of `module` its tensor. `table` maps module paths, ours to theirs, `{i}` meaning every layer.
+
+    `unwanted` are regular expressions for tensors that the task does not use. MissingWeights: a parameter without a row
+    or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses."""
+    rows = {pattern(ours): theirs for ours, theirs in table.items()}
+    used_rows, used = set(), set()
+    for path, parameter in list(module.named_parameters(remove_duplicate=False)):
+        ours, _, leaf = path.rpartition(".")
+        match, row = next(((m, row) for row in rows if (m := row.fullmatch(ours))), (None, None))
+        if match is None or row is None:
+            raise MissingWeights(f"{path}: no row of the weight table fills it; add one for {ours!r}")
+        name = f"{rows[row].format(**match.groupdict())}.{leaf}"
+        if name not in tensors:
+            raise MissingWeights(f"{path}: the checkpoint has no tensor {name!r}")
+        owner = module.get_submodule(ours)
+        tensor = owner.fit(leaf, tensors[name]) if hasattr(owner, "fit") else tensors[name]
+        if tensor.shape != parameter.shape:
+            raise MissingWeights(f"{path}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
+        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
+        used_rows.add(row)
+        used.add(name)
+    if idle := [rows[row] for row in rows if row not in used_rows]:
+        raise UnsupportedModel(f"rows of the weight table that fill nothing: {', '.join(idle)}")
+    ignored = re.compile("|".join(unwanted) or r"(?!)")
+    if left := [name for name in tensors if name not in used and not ignored.fullmatch(name)]:
+        raise UnsupportedModel(
+            f"{len(left)} tensors of the checkpoint are used by nothing: {', '.join(left[:4])}"
+            f"{' …' if len(left) > 4 else ''}; add rows to the weight table, or name them as unwanted"
+        )
+
+
+def pattern(row: str) -> re.Pattern[str]:
+    """`blocks.{i}.up` -> the expression that `blocks.3.up` matches, with i = 3."""
+    return re.compile(re.escape(row).replace(r"\{i\}", r"(?P<i>\d+)"))

@@ -1,0 +1,34 @@
+"""Our module for an original: built on the bricks, filled from the original's tensors, ready to run or to export."""
+
+from typing import Any, cast
+
+import torch
+
+from hft2ane.ane import fill
+from hft2ane.families import TaskModule
+from hft2ane.reference import SENTENCE, Original
+from hft2ane.sentence import SentenceEmbedder, weights
+
+
+def rewrite(original: Original) -> TaskModule:
+    """The family's module for the original's task. Its parameters are views of the original's tensors, not copies."""
+    tasks = original.family.tasks
+    module: Any
+    if original.task == SENTENCE:
+        assert original.pipeline is not None
+        kind = tasks["feature-extraction"]
+        table = {ours: theirs for ours, theirs in kind.WEIGHTS.items() if ours not in original.absent}
+        table = weights(table, original.pipeline)
+        tensors = dict(original.tensors)
+        for dense in original.pipeline.dense:
+            tensors |= {f"{dense.folder}.{name}": tensor for name, tensor in dense.tensors.items()}
+        with torch.device("meta"):
+            module = SentenceEmbedder(kind(original.config, original.absent), original.pipeline)
+    else:
+        kind = tasks[original.task]
+        table = {ours: theirs for ours, theirs in kind.WEIGHTS.items() if ours not in original.absent}
+        tensors = dict(original.tensors)
+        with torch.device("meta"):
+            module = kind(original.config, original.absent)
+    fill(module, table, tensors, kind.UNWANTED)
+    return cast(TaskModule, module.eval())
