@@ -1,0 +1,194 @@
+"""The export step: source/ -> one .mlpackage a variant, and export.json.
+
+Our modules are called once a length on symbols (see `lower`), which writes a MIL program: no trace, no graph passes.
+One length gives a package that runs from iOS 16 and macOS 13; several give one package with a function a length that
+share their weights, which needs iOS 18 and macOS 15.
+"""
+
+import re
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import coremltools
+from coremltools.converters.mil.mil import Builder as mb
+from coremltools.converters.mil.mil import Function as MILFunction
+from coremltools.converters.mil.mil import Program, types
+
+from hft2ane import keys, package, records
+from hft2ane.errors import ToolchainMismatch, UnsupportedConfig
+from hft2ane.families import TaskModule
+from hft2ane.layout import shaping
+from hft2ane.lower import Symbol, Writer, dtype_of
+from hft2ane.records import Exported, Job, Package, Progress, Source, Tensor, silent
+from hft2ane.reference import Original, load
+from hft2ane.rewrite import rewrite
+
+# Candidates a question in a multiple-choice package, as in SWAG and most of its successors.
+CHOICES = 4
+
+INPUTS = {
+    "input_ids": "Token ids from the model's tokenizer, padded to the fixed length.",
+    "attention_mask": "1 for tokens, 0 for padding.",
+    "token_type_ids": "0 for the first text, 1 for the second; all 0 for a single text.",
+}
+OUTPUTS = {
+    "last_hidden_state": "Hidden state of each token after the last layer; ignore the padding.",
+    "pooler_output": "Hidden state of the first token through the pooler (linear, tanh).",
+    "token_embeddings": "Embedding of each token; ignore the padding.",
+    "sentence_embedding": "Embedding of the whole text.",
+    "logits": "Raw scores, before softmax or sigmoid.",
+    "start_logits": "Raw score of each token as the answer's first.",
+    "end_logits": "Raw score of each token as the answer's last.",
+}
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """What a package needs to run: the opset of its program and the systems that have it."""
+
+    opset: Any
+    specification: int
+    minimum_os: str
+
+
+SINGLE = Deployment(coremltools.target.iOS16, 7, "iOS 16 / macOS 13")
+MULTIFUNCTION = Deployment(coremltools.target.iOS18, 9, "iOS 18 / macOS 15")
+
+
+def export(folder: Path, progress: Progress = silent) -> Exported:
+    """Writes the packages and export.json into the job's folder. See errors.UnsupportedModel for what is refused."""
+    started = time.monotonic()
+    job, source = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
+    check_toolchain()
+    progress("load the original", 0.0)
+    original = load(folder / "source", job.recipe.task)
+    check_lengths(original, job.recipe.lengths, source.id)
+    progress("rewrite", 0.4)
+    module = rewrite(original)
+    convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
+    progress("export", 0.5)
+    packages = []
+    for variant in job.recipe.variants:
+        path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
+        metadata = provenance(source, original, convert_key, job.recipe.variants)
+        packages.append(write(path, module, job.recipe.lengths, variant, original, metadata))
+    exported = Exported(
+        family=original.family.model_type,
+        task=original.task,  # type: ignore[arg-type]
+        original=type(original.model).__name__,
+        convert_key=convert_key,
+        packages=tuple(packages),
+        labels=original.labels,
+        problem=original.config.problem_type if original.task == "text-classification" else None,
+        toolchain=keys.toolchain(),
+        seconds=round(time.monotonic() - started, 2),
+    )
+    records.write(folder / "export.json", exported)
+    progress("export", 1.0)
+    return exported
+
+
+def check_toolchain() -> None:
+    """ToolchainMismatch when what is installed is not what the convert key says."""
+    from importlib.metadata import version
+
+    for name, locked in keys.toolchain().items():
+        if version(name).partition("+")[0] != locked:
+            raise ToolchainMismatch(
+                f"{name} {version(name)} is installed, but packages are made with {locked}: pip install -c constraints.txt "
+                "'hft2ane[convert]'"
+            )
+
+
+def check_lengths(original: Original, lengths: Sequence[int], model: str) -> None:
+    if too_long := [n for n in lengths if n > original.length_limit]:
+        raise UnsupportedConfig(
+            f"{model}: lengths {', '.join(map(str, too_long))} are beyond its {original.length_limit} positions"
+        )
+
+
+def model_name(model: str) -> str:
+    """`sentence-transformers/all-MiniLM-L6-v2` -> `all-MiniLM-L6-v2`, which is also the stem of its files."""
+    return re.sub(r"[^\w.-]", "_", model.rpartition("/")[2])
+
+
+def provenance(source: Source, original: Original, convert_key: str, variants: Sequence[str]) -> dict[str, str]:
+    """What the package says of itself, wherever it is copied to."""
+    versions = {f"com.github.hft2ane.{name}": version for name, version in keys.toolchain().items()}
+    return {
+        "author": f"Converted by hft2ane from {source.id}",
+        "license": source.card.license or "unknown",
+        "co.huggingface.exporters.name": source.id,
+        "co.huggingface.exporters.task": original.task,
+        "com.github.hft2ane.source": f"{source.id}@{source.commit}",
+        "com.github.hft2ane.family": original.family.model_type,
+        "com.github.hft2ane.convert_key": convert_key,
+        **versions,
+    }
+
+
+def write(
+    path: Path,
+    module: TaskModule,
+    lengths: Sequence[int],
+    variant: records.Variant,
+    original: Original,
+    metadata: Mapping[str, str],
+) -> Package:
+    """The module at each length as the package at `path`."""
+    deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
+    program, functions = build(module, lengths, deployment, CHOICES if original.task == "multiple-choice" else None)
+    about = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
+    package.write(path, program, deployment.specification, about, INPUTS | OUTPUTS, metadata)
+    return Package(
+        variant=variant,
+        file=path.name,
+        digest=package.digest(path),
+        size=package.size(path),
+        minimum_os=deployment.minimum_os,
+        functions=functions,
+        default_function=program.default_function_name,
+    )
+
+
+def build(
+    module: TaskModule, lengths: Sequence[int], deployment: Deployment, choices: int | None = None
+) -> tuple[Program, tuple[records.Function, ...]]:
+    """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` … with the longest as default."""
+    program, functions = Program(), []
+    weights: dict[Any, Any] = {}
+    for length in sorted(lengths):
+        name = "main" if len(lengths) == 1 else f"tokens_{length}"
+        shape = (1, length) if choices is None else (1, choices, length)
+        function = trace(module, shape, deployment, weights)
+        program.add_function(name, function)
+        functions.append(
+            records.Function(
+                name,
+                length,
+                tuple(contract(var, INPUTS[key]) for key, var in function.inputs.items()),
+                tuple(contract(var, OUTPUTS[var.name]) for var in function.outputs),
+            )
+        )
+    program.default_function_name = functions[-1].name
+    program.export_as_multifunction = len(lengths) > 1
+    return program, tuple(functions)
+
+
+def trace(module: Any, shape: tuple[int, ...], deployment: Deployment, weights: dict[Any, Any]) -> MILFunction:
+    """One call of the module on symbols. Outputs carry the original's names."""
+    inputs = {name: mb.placeholder(shape=shape, dtype=types.int32) for name in module.inputs}
+    writer = Writer(module, weights)
+    with MILFunction(inputs, deployment.opset) as function, writer.following():
+        outputs = module(*(Symbol(function.inputs[name], writer) for name in module.inputs))
+        for name, output in zip(module.OUTPUTS, outputs, strict=True):
+            output.var.set_name(name)
+        function.set_outputs([output.var for output in outputs])
+    return function
+
+
+def contract(var: Any, about: str) -> Tensor:
+    return Tensor(var.name, tuple(var.shape), dtype_of(var), about)  # type: ignore[arg-type]

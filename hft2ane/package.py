@@ -1,0 +1,96 @@
+"""The .mlpackage on disk: written in one canonical form, so that the same program gives the same bytes anywhere.
+
+coremltools' own writer draws random identifiers and leaves maps in hash order; here identifiers are name-based (UUIDv5),
+protobuf is serialised deterministically, and there are no dates.
+"""
+
+import hashlib
+import json
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hft2ane.errors import PackageError
+
+SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
+WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
+AUTHOR = "com.apple.CoreML"
+
+
+def write(
+    path: Path,
+    program: Any,
+    specification_version: int,
+    about: str,
+    described: Mapping[str, str],
+    metadata: Mapping[str, str],
+) -> None:
+    """The MIL `program` as a package at `path`, which appears whole or not at all.
+
+    `described`: a sentence for each input and output name; `metadata`: user-defined key-value pairs."""
+    from coremltools.converters.mil.backend.mil import load as backend  # seconds, which reading a package does not need
+
+    if path.exists():
+        shutil.rmtree(path)
+    building = path.with_name(f".{path.name}.building")
+    shutil.rmtree(building, ignore_errors=True)
+    (building / WEIGHTS.parent).mkdir(parents=True)
+    try:
+        spec = backend.load(
+            program, weights_dir=str(building / WEIGHTS.parent), specification_version=specification_version
+        )
+        for function in spec.description.functions or [spec.description]:
+            for feature in (*function.input, *function.output):
+                feature.shortDescription = described[feature.name]
+        spec.description.metadata.shortDescription = about
+        spec.description.metadata.author = metadata["author"]
+        spec.description.metadata.license = metadata["license"]
+        spec.description.metadata.userDefined.update(
+            {key: value for key, value in metadata.items() if key not in ("author", "license")}
+        )
+        (building / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
+        (building / "Manifest.json").write_text(manifest())
+        building.rename(path)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def manifest() -> str:
+    items = {
+        "model.mlmodel": ("com.apple.CoreML/model.mlmodel", "CoreML Model Specification"),
+        "weights": ("com.apple.CoreML/weights", "CoreML Model Weights"),
+    }
+    ids = {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"hft2ane:{place}")).upper() for name, (place, _) in items.items()}
+    content = {
+        "fileFormatVersion": "1.0.0",
+        "itemInfoEntries": {
+            ids[name]: {"author": AUTHOR, "description": about, "name": name, "path": place}
+            for name, (place, about) in items.items()
+        },
+        "rootModelIdentifier": ids["model.mlmodel"],
+    }
+    return json.dumps(content, indent=4, sort_keys=True) + "\n"
+
+
+def files(path: Path) -> list[Path]:
+    """The files of the package, sorted, relative to it. PackageError: not a package."""
+    found = sorted(p.relative_to(path) for p in path.rglob("*") if p.is_file())
+    if Path("Manifest.json") not in found:
+        raise PackageError(f"{path} is not an .mlpackage: it has no Manifest.json")
+    return found
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over lines `<sha256 of the file>  <path in the package>`, sorted by path."""
+    lines = []
+    for name in files(path):
+        with (path / name).open("rb") as file:
+            lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {name.as_posix()}\n")
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+def size(path: Path) -> int:
+    """Bytes of all its files."""
+    return sum((path / name).stat().st_size for name in files(path))
