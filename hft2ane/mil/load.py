@@ -1,0 +1,386 @@
+"""A saved .mlpackage as a frozen graph: functions, ops in order, and constants that stay on the mapped weight file.
+
+Whatever is not as the format wants it is one PackageError that names the file and the place in it.
+"""
+
+import json
+import math
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hft2ane.errors import PackageError
+from hft2ane.mil.proto import DecodeError, Model
+
+Array = NDArray[Any]
+
+
+class DType(NamedTuple):
+    """An element type: the numpy type that holds it, the field of an immediate value, and the code in weight.bin."""
+
+    name: str
+    bits: int
+    holder: str
+    field: str
+    code: int | None
+
+
+# By number in MIL.proto's DataType; the codes are those of coremltools' blob writer.
+DTYPES = {
+    1: DType("bool", 8, "bool", "bools", None),
+    2: DType("string", 0, "str", "strings", None),
+    10: DType("float16", 16, "float16", "bytes", 1),
+    11: DType("float32", 32, "float32", "floats", 2),
+    21: DType("int8", 8, "int8", "bytes", 4),
+    22: DType("int16", 16, "int16", "ints", 6),
+    23: DType("int32", 32, "int32", "ints", 14),
+    25: DType("int4", 4, "int8", "bytes", 8),
+    31: DType("uint8", 8, "uint8", "bytes", 3),
+    32: DType("uint16", 16, "uint16", "ints", 7),
+    33: DType("uint32", 32, "uint32", "bytes", 15),
+    35: DType("uint4", 4, "uint8", "bytes", 11),
+    36: DType("uint2", 2, "uint8", "bytes", 10),
+    37: DType("uint1", 1, "uint8", "bytes", 9),
+    38: DType("uint6", 6, "uint8", "bytes", 13),
+    39: DType("uint3", 3, "uint8", "bytes", 12),
+}
+BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}
+
+# ArrayFeatureType.ArrayDataType of the model's description.
+FEATURE_DTYPES = {65552: "float16", 65568: "float32", 131080: "int8", 131104: "int32"}
+
+SENTINEL = 0xDEADBEEF
+RECORD = struct.Struct("<IIQQ")  # sentinel, code, bytes, offset of the data
+ALIGNMENT = 64
+STORAGE_VERSION = 2
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A named tensor with its declared shape and element type (`float16`, `float32`, `int32`, `bool` …)."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A constant; `stored` is flat and may be a view of the weight file, with several elements in a byte."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    stored: Array
+
+    @cached_property
+    def array(self) -> Array:
+        """The values in their shape; elements of less than a byte come as int8 or uint8."""
+        dtype = BY_NAME[self.dtype]
+        values = _unpacked(self.stored, dtype, math.prod(self.shape)) if 0 < dtype.bits < 8 else self.stored
+        return values.reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Op:
+    """One operation. An input is bound to one or more values, each a name or a constant written in place."""
+
+    type: str
+    name: str
+    inputs: Mapping[str, tuple[str | Constant, ...]]
+    outputs: tuple[Feature, ...]
+    nested: bool
+
+
+@dataclass(frozen=True)
+class Function:
+    """One entry point. `constants` are its const operations by name, `ops` all the others in order."""
+
+    name: str
+    inputs: tuple[Feature, ...]
+    outputs: tuple[Feature, ...]
+    constants: Mapping[str, Constant]
+    ops: tuple[Op, ...]
+
+
+@dataclass(frozen=True)
+class Package:
+    """`metadata`: what the package says of itself (userDefined); `weight_bytes`: size of its weight files."""
+
+    functions: Mapping[str, Function]
+    default: str
+    metadata: Mapping[str, str]
+    specification_version: int
+    weight_bytes: int
+
+
+def load(path: Path) -> Package:
+    """The package at `path`, all of it checked but the values of its weights. PackageError."""
+    return _Reader(_model_file(path)).package()
+
+
+def _model_file(package: Path) -> Path:
+    manifest = package / "Manifest.json"
+    try:
+        document = json.loads(manifest.read_bytes())
+    except OSError as err:
+        _fail(manifest, f"{err.strerror or err}: this is not an .mlpackage")
+    except ValueError as err:
+        _fail(manifest, f"is not JSON: {err}")
+    match document:
+        case {"rootModelIdentifier": str(root), "itemInfoEntries": dict(items)}:
+            match items.get(root):
+                case {"path": str(relative)}:
+                    return package / "Data" / _inside(relative, manifest)
+    _fail(manifest, "does not name a root model")
+
+
+def _inside(relative: str, file: Path) -> PurePosixPath:
+    """`relative` itself, when it stays below the folder that it is relative to."""
+    path = PurePosixPath(relative)
+    if path.is_absolute() or ".." in path.parts or not path.parts:
+        _fail(file, f"points outside the package: {relative!r}")
+    return path
+
+
+def _fail(file: Path, what: str) -> NoReturn:
+    raise PackageError(f"{file}: {what}. Export or fetch the package again.")
+
+
+def _unpacked(stored: Array, dtype: DType, count: int) -> Array:
+    """Elements of less than a byte, packed from the lowest bit up."""
+    bits = np.unpackbits(stored, count=count * dtype.bits, bitorder="little").reshape(count, dtype.bits)
+    values: Array = np.packbits(bits, axis=1, bitorder="little").reshape(count)
+    if dtype.name.startswith("int"):
+        top = np.uint8(1 << (dtype.bits - 1))
+        return (values ^ top).astype(np.int8) - np.int8(top)
+    return values
+
+
+class _Weights:
+    """A mapped weight file: a header, then for each blob a record of 64 bytes that says where its data is."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        try:
+            # Copy-on-write, because torch warns about arrays that are read-only.
+            self.bytes = np.asarray(np.memmap(file, np.uint8, "c"))
+        except OSError as err:
+            _fail(file, err.strerror or str(err))
+        except ValueError:
+            _fail(file, "is empty")
+        if self.bytes.size < ALIGNMENT:
+            _fail(file, f"is cut short at {self.bytes.size} bytes")
+        version = int(self.bytes[4:8].view("<u4")[0])
+        if version != STORAGE_VERSION:
+            _fail(file, f"has storage version {version}, expected {STORAGE_VERSION}")
+
+    def blob(self, offset: int, dtype: DType, count: int) -> Array:
+        """The stored elements of the blob whose record is at `offset`, not copied."""
+        at = f"blob at {offset}"
+        if offset % ALIGNMENT or offset < ALIGNMENT or offset + ALIGNMENT > self.bytes.size:
+            _fail(self.file, f"{at}: no record can be there in a file of {self.bytes.size} bytes")
+        sentinel, code, size, start = RECORD.unpack_from(self.bytes.data, offset)
+        if sentinel != SENTINEL:
+            _fail(self.file, f"{at}: the record begins with {sentinel:#x}, expected {SENTINEL:#x}")
+        if code != dtype.code:
+            _fail(self.file, f"{at}: holds elements of type {code}, the model declares {dtype.name} ({dtype.code})")
+        if size != (count * dtype.bits + 7) // 8:
+            _fail(self.file, f"{at}: holds {size} bytes, the model declares {count} × {dtype.name}")
+        if start % ALIGNMENT or start < offset + ALIGNMENT or start + size > self.bytes.size:
+            _fail(self.file, f"{at}: its data, {size} bytes at {start}, is not inside {self.bytes.size} bytes")
+        data = self.bytes[start : start + size]
+        return data if dtype.bits < 8 else data.view(dtype.holder)
+
+
+class _Reader:
+    """One model file. `at` is the place that a message names."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self.at = ""
+        self.weights: dict[str, _Weights] = {}
+        self.blobs: dict[tuple[object, ...], Constant] = {}
+
+    def fail(self, what: str) -> NoReturn:
+        _fail(self.file, f"{self.at}: {what}" if self.at else what)
+
+    def package(self) -> Package:
+        try:
+            model = Model.FromString(self.file.read_bytes())
+        except OSError as err:
+            self.fail(err.strerror or str(err))
+        except DecodeError:
+            self.fail("is not a Core ML model (its protobuf cannot be decoded)")
+        if model.WhichOneof("Type") != "mlProgram":
+            self.fail(f"is not an ML Program but {model.WhichOneof('Type') or 'nothing at all'}")
+        described = model.description
+        default = described.defaultFunctionName or "main"
+        contracts = {each.name: each for each in described.functions} or {default: described}
+        if contracts.keys() != model.mlProgram.functions.keys() or default not in contracts:
+            self.fail(f"describes functions {sorted(contracts)}, has {sorted(model.mlProgram.functions)}")
+        functions = {
+            name: self.function(name, model.mlProgram.functions[name], contract) for name, contract in contracts.items()
+        }
+        return Package(
+            functions=functions,
+            default=default,
+            metadata=dict(described.metadata.userDefined),
+            specification_version=model.specificationVersion,
+            weight_bytes=sum(weights.bytes.size for weights in self.weights.values()),
+        )
+
+    def function(self, name: str, proto: Any, contract: Any) -> Function:
+        self.at = f"function {name}"
+        block = proto.block_specializations.get(proto.opset)
+        if block is None:
+            self.fail(f"has no code for its opset {proto.opset!r}")
+        values: dict[str, Feature | Constant] = {}
+        inputs = tuple(self.feature(each) for each in proto.inputs)
+        self.define(values, inputs)
+        ops = []
+        for index, operation in enumerate(block.operations):
+            self.at = f"function {name}, operation {index}, {operation.type}"
+            label = self.label(operation)
+            self.at = f"function {name}, {operation.type} {label!r}"
+            if operation.type == "const":
+                if len(operation.outputs) != 1 or "val" not in operation.attributes:
+                    self.fail("a const has one output and one value")
+                constant = self.constant(operation.attributes["val"])
+                feature = self.feature(operation.outputs[0])
+                if (constant.shape, constant.dtype) != (feature.shape, feature.dtype):
+                    self.fail(f"is {constant.dtype} {constant.shape}, declared {feature.dtype} {feature.shape}")
+                self.define(values, (feature,), constant)
+                continue
+            op = self.op(operation, label, values)
+            self.define(values, op.outputs)
+            ops.append(op)
+        self.at = f"function {name}"
+        outputs = tuple(self.output(each, values) for each in block.outputs)
+        self.agree("input", inputs, contract.input)
+        self.agree("output", outputs, contract.output)
+        constants = {each: value for each, value in values.items() if isinstance(value, Constant)}
+        return Function(name, inputs, outputs, constants, tuple(ops))
+
+    def label(self, operation: Any) -> str:
+        """An operation's name; without one, that of its first result."""
+        if "name" in operation.attributes:
+            title = self.constant(operation.attributes["name"]).array
+            if title.shape != ():
+                self.fail("its name is not one string")
+            return str(title)
+        return str(operation.outputs[0].name) if operation.outputs else ""
+
+    def define(
+        self, values: dict[str, Feature | Constant], features: Iterable[Feature], constant: Constant | None = None
+    ) -> None:
+        for feature in features:
+            if feature.name in values:
+                self.fail(f"value {feature.name!r} is defined a second time")
+            values[feature.name] = constant or feature
+
+    def op(self, proto: Any, name: str, values: Mapping[str, object]) -> Op:
+        # Compressed weights keep their parameters as attributes up to iOS 17, as inputs from iOS 18 on.
+        inputs: dict[str, tuple[str | Constant, ...]] = {
+            key: (self.constant(value),) for key, value in proto.attributes.items() if key != "name"
+        }
+        for key, argument in proto.inputs.items():
+            if key in inputs:
+                self.fail(f"{key} is given twice")
+            inputs[key] = tuple(self.binding(each, values) for each in argument.arguments)
+        outputs = tuple(self.feature(each) for each in proto.outputs)
+        if not outputs or () in inputs.values():
+            self.fail("has no output, or an input that is bound to nothing")
+        return Op(proto.type, name, inputs, outputs, nested=len(proto.blocks) > 0)
+
+    def binding(self, proto: Any, values: Mapping[str, object]) -> str | Constant:
+        if proto.WhichOneof("binding") == "value":
+            return self.constant(proto.value)
+        if proto.name not in values:
+            self.fail(f"uses {proto.name!r}, which nothing before it defines")
+        return str(proto.name)
+
+    def output(self, name: str, values: Mapping[str, Feature | Constant]) -> Feature:
+        value = values.get(name)
+        if value is None:
+            self.fail(f"its output {name!r} is not defined")
+        return value if isinstance(value, Feature) else Feature(name, value.shape, value.dtype)
+
+    def agree(self, kind: str, features: tuple[Feature, ...], described: Iterable[Any]) -> None:
+        """The model's description, which apps see, says the same as the program."""
+        contract = {each.name: each.type for each in described}
+        if contract.keys() != {feature.name for feature in features}:
+            self.fail(f"has {kind}s {[feature.name for feature in features]}, described are {sorted(contract)}")
+        for feature in features:
+            declared = contract[feature.name]
+            if declared.WhichOneof("Type") != "multiArrayType":
+                self.fail(f"{kind} {feature.name!r} is a {declared.WhichOneof('Type')}, only arrays are read")
+            array = declared.multiArrayType
+            if array.WhichOneof("ShapeFlexibility") is not None:
+                self.fail(f"{kind} {feature.name!r} has a flexible shape, only fixed ones are read")
+            shape, dtype = tuple(array.shape), FEATURE_DTYPES.get(array.dataType)
+            # coremltools leaves out the shape of some outputs, and describes a scalar input as one element.
+            if dtype != feature.dtype or (shape and shape != (feature.shape or (1,))):
+                self.fail(
+                    f"{kind} {feature.name!r} is described as {dtype} {shape}, is {feature.dtype} {feature.shape}"
+                )
+
+    def feature(self, proto: Any) -> Feature:
+        shape, dtype = self.tensor_type(proto.type, proto.name)
+        return Feature(proto.name, shape, dtype.name)
+
+    def tensor_type(self, proto: Any, name: str) -> tuple[tuple[int, ...], DType]:
+        if proto.WhichOneof("type") != "tensorType":
+            self.fail(f"{name!r} is a {proto.WhichOneof('type')}, only tensors are read")
+        tensor = proto.tensorType
+        dtype = DTYPES.get(tensor.dataType)
+        if dtype is None:
+            self.fail(f"{name!r} has element type {tensor.dataType}, which is not read")
+        if any(each.WhichOneof("dimension") != "constant" for each in tensor.dimensions):
+            self.fail(f"{name!r} has a dimension that is not fixed")
+        if tensor.rank != len(tensor.dimensions):
+            self.fail(f"{name!r} has rank {tensor.rank} and {len(tensor.dimensions)} dimensions")
+        return tuple(each.constant.size for each in tensor.dimensions), dtype
+
+    def constant(self, proto: Any) -> Constant:
+        shape, dtype = self.tensor_type(proto.type, "a constant")
+        kind = proto.WhichOneof("value")
+        if kind == "blobFileValue":
+            return self.blob(proto.blobFileValue, shape, dtype)
+        if kind != "immediateValue" or proto.immediateValue.WhichOneof("value") != "tensor":
+            self.fail(f"a constant holds {kind or 'no value'}, only tensors are read")
+        tensor, count = proto.immediateValue.tensor, math.prod(shape)
+        field = tensor.WhichOneof("value")
+        if field != dtype.field:
+            self.fail(f"a constant of {dtype.name} is written as {field}, expected {dtype.field}")
+        values = getattr(tensor, field).values
+        try:
+            if field != "bytes":
+                stored = np.array(values, dtype.holder)
+            else:
+                stored = np.frombuffer(bytearray(values), "uint8" if dtype.bits < 8 else dtype.holder)
+        except (OverflowError, ValueError) as err:
+            self.fail(f"a constant of {dtype.name} cannot be read: {err}")
+        if stored.size != (count if dtype.bits >= 8 or field != "bytes" else (count * dtype.bits + 7) // 8):
+            self.fail(f"a constant of shape {shape} holds {stored.size} values")
+        return Constant(shape, dtype.name, stored)
+
+    def blob(self, proto: Any, shape: tuple[int, ...], dtype: DType) -> Constant:
+        """The same blob is the same constant, in every function that uses it."""
+        key = (proto.fileName, proto.offset, shape, dtype)
+        if key not in self.blobs:
+            if dtype.code is None:
+                self.fail(f"a constant of {dtype.name} cannot be in a weight file")
+            if proto.fileName not in self.weights:
+                prefix, _, relative = proto.fileName.partition("/")
+                if prefix != "@model_path":
+                    self.fail(f"weight file {proto.fileName!r} is not in the package")
+                self.weights[proto.fileName] = _Weights(self.file.parent / _inside(relative, self.file))
+            stored = self.weights[proto.fileName].blob(proto.offset, dtype, math.prod(shape))
+            self.blobs[key] = Constant(shape, dtype.name, stored)
+        return self.blobs[key]
