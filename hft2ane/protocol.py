@@ -1,0 +1,114 @@
+"""The inputs of verification protocol `hft2ane-psnr-1`: what every model is measured on, at every length.
+
+Changing anything here changes the figures: then the protocol's number in `keys` changes too.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hft2ane.reference import Tokenizer
+
+SEED = 20260101
+RANDOM_ROWS = 4
+FULL_ROWS = 2
+
+SENTENCES = (
+    "The committee approved the new budget after a long and heated debate.",
+    "She sells fresh bread at the corner of the market every Saturday morning.",
+    "How do I reset the password of my account?",
+    "Quarterly revenue rose 12.5% to $3.4 billion, beating analysts' estimates.",
+    "Der Zug nach München hat heute leider vierzig Minuten Verspätung.",
+    "La bibliothèque ferme plus tôt pendant les vacances d'été.",
+    "El gato se sentó en la ventana y miró cómo caía la lluvia.",
+    "今日はとても天気がいいので、公園を散歩しました。",
+    "这家餐馆的面条又便宜又好吃。",
+    "ذهبت إلى السوق واشتريت الخبز والتمر.",
+    "Поезд отправляется с третьего пути через десять минут.",
+    "def area(r: float) -> float:\n    return 3.14159 * r ** 2  # circle",
+    "Visit https://example.org/docs?page=2&lang=en#install or write to help@example.org 😀🚀",
+    "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
+    "no",
+    "",
+    "The old lighthouse keeper climbed the stairs each evening, lit the lamp, wrote the weather into his book, and waited "
+    "for the ships that passed in the dark; on some nights there were none, and he listened to the sea instead, counted "
+    "the waves, and thought of the years when the harbour had been full of sails, before the railway came.",
+)
+
+# For masked language models; {mask} is the model's own mask token.
+CLOZE = (
+    "The capital of France is {mask}.",
+    "She poured herself a cup of {mask} and sat down by the window.",
+    "The dog barked at the {mask} all night.",
+    "He was born in {mask} and moved to London as a child.",
+    "They won the final match by two {mask} to one.",
+    "Please {mask} the door when you leave.",
+    "Water freezes at zero degrees {mask}.",
+    "The patient was given a dose of {mask} for the infection.",
+    "Interest rates were raised by the central {mask} on Thursday.",
+    "I read the {mask} twice because the ending surprised me.",
+    "The train to {mask} leaves from platform nine at noon.",
+    "Shakespeare wrote many {mask} during his lifetime.",
+    "Die Hauptstadt von Deutschland ist {mask}.",
+    "La capital de España es {mask}.",
+    "Le chat dort sur le {mask}.",
+    "import numpy as {mask}",
+)
+
+PAIRS = (
+    ("What is the capital of France?", "Paris has been the capital of France since the tenth century."),
+    ("How tall is Mount Everest?", "The recipe needs two eggs, a cup of flour and a pinch of salt."),
+    ("A man is playing a guitar on stage.", "Someone is making music."),
+    ("Wie spät ist es?", "Es ist kurz vor Mitternacht, und die Straßen sind leer."),
+)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Rows of one kind at one length: int64 (rows, length) by input name, and a text or name for each row."""
+
+    kind: str
+    length: int
+    tensors: dict[str, Tensor]
+    names: tuple[str, ...]
+    masked: Tensor | None = None  # positions (rows, length) that hold the mask token
+
+
+def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, pairs: bool) -> Iterator[Inputs]:
+    """Every kind of input at one length. `pairs`: the model tells a first text from a second."""
+    single = tokenizer([(text,) for text in SENTENCES], length)
+    yield Inputs("sentences, padded", length, single, SENTENCES)
+    if pairs:
+        names = tuple(" / ".join(pair) for pair in PAIRS)
+        yield Inputs("pairs, padded", length, tokenizer(PAIRS, length), names)
+    if task == "fill-mask":
+        yield cloze(tokenizer, length)
+    yield one_token(single, length)
+    generator = torch.Generator().manual_seed(SEED + length)
+    yield random_ids("full length, random ids", torch.full((FULL_ROWS,), length), vocabulary, generator, length)
+    some = torch.randint(1, length + 1, (RANDOM_ROWS,), generator=generator)
+    yield random_ids("padded, random ids", some, vocabulary, generator, length)
+
+
+def cloze(tokenizer: Tokenizer, length: int) -> Inputs:
+    """Sentences with one word masked."""
+    texts = [text.format(mask=tokenizer.inner.mask_token) for text in CLOZE]
+    tensors = tokenizer([(text,) for text in texts], length)
+    return Inputs("masked sentences", length, tensors, CLOZE, tensors["input_ids"] == tokenizer.inner.mask_token_id)
+
+
+def one_token(single: dict[str, Tensor], length: int) -> Inputs:
+    """The first sentence with all but its first token masked out."""
+    rows = {name: tensor[:1].clone() for name, tensor in single.items()}
+    rows["attention_mask"][:, 1:] = 0
+    return Inputs("one token", length, rows, ("all but the first token masked",))
+
+
+def random_ids(kind: str, counts: Tensor, vocabulary: int, generator: torch.Generator, length: int) -> Inputs:
+    """Any ids of the vocabulary, `counts` of them a row, the rest padding."""
+    ids = torch.randint(0, vocabulary, (len(counts), length), generator=generator)
+    mask = (torch.arange(length) < counts[:, None]).long()
+    tensors = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    return Inputs(kind, length, tensors, tuple(f"{n} random ids" for n in counts.tolist()))
