@@ -1,0 +1,105 @@
+"""The three keys that say whether a release is still what it would be if it were made now.
+
+convert key: what shapes the packages · verify key: what was measured, and how · card key: what the card says."""
+
+import hashlib
+import importlib.metadata
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from hft2ane import layout
+from hft2ane.errors import ToolchainMismatch
+from hft2ane.records import CardFields, Recipe, RemoteFile, canonical
+
+# How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
+PROTOCOL = "hft2ane-psnr-1"
+# Our evaluator on the saved package, each op in the precision that the program declares.
+BACKEND = "mil-declared"
+
+TOOLS = ("coremltools", "numpy", "torch", "transformers")
+PIN = re.compile(r"""\s*([\w.-]+)\s*==\s*([^\s;,*]+)\s*;.*\bextra\s*==\s*['"]convert['"].*""")
+
+CODE = Path(__file__).parent
+# The modules that shape the graph, besides the bricks and the family: they say which tensors, which task, which ops.
+SHAPING = ("export", "lower", "package", "reference", "rewrite", "sentence")
+
+
+def toolchain() -> dict[str, str]:
+    """The versions that the [convert] extra pins, by package, e.g. {"torch": "2.13.0", …}; nothing of it is imported.
+
+    ToolchainMismatch: hft2ane is not installed, or its pins are gone."""
+    try:
+        lines = importlib.metadata.requires("hft2ane") or []
+    except importlib.metadata.PackageNotFoundError as err:
+        raise ToolchainMismatch(
+            "hft2ane is not installed, so its pinned versions are unknown: pip install . in its folder"
+        ) from err
+    pins = {match[1].lower(): match[2] for line in lines if (match := PIN.fullmatch(line))}
+    if missing := [tool for tool in TOOLS if tool not in pins]:
+        raise ToolchainMismatch(
+            f"the installed hft2ane pins no version of {', '.join(missing)} in its [convert] extra: "
+            "install it again, pip install . in its folder"
+        )
+    return {tool: pins[tool] for tool in TOOLS}
+
+
+def code_digest(family: str) -> str:
+    """Digest of the source text that shapes the graph of this family (a model_type)."""
+    families = [CODE / "families" / f"{name}.py" for name in ("__init__", family.replace("-", "_"))]
+    return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
+
+
+def presentation_digest() -> str:
+    """Digest of the code and the templates that make the card."""
+    return _digest_files([CODE / "card.py", *(CODE / "templates").glob("*")])
+
+
+def convert_key(
+    files: Sequence[RemoteFile],
+    recipe: Recipe,
+    family: str,
+    *,
+    code: str | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> str:
+    """`files` as `layout.select` gives them, in any order; README and licence do not count. `code` and `versions`: for
+    asking what the key would be with others than the present ones."""
+    return _digest(
+        {
+            "files": {file.path: file.oid for file in layout.shaping(files)},
+            "recipe": asdict(recipe),
+            "family": family,
+            "code": code_digest(family) if code is None else code,
+            "versions": dict(toolchain() if versions is None else versions),
+        }
+    )
+
+
+def verify_key(packages: Mapping[str, str], protocol: str, backend: str) -> str:
+    """`packages`: the digest of each, by variant."""
+    return _digest({"packages": dict(packages), "protocol": protocol, "backend": backend})
+
+
+def card_key(card: CardFields, legal: Sequence[RemoteFile], verify_key: str, presentation: str) -> str:
+    return _digest(
+        {
+            "card": asdict(card),
+            "legal": {file.path: file.oid for file in legal},
+            "verify": verify_key,
+            "presentation": presentation,
+        }
+    )
+
+
+def _digest(value: Mapping[str, object]) -> str:
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def _digest_files(paths: Iterable[Path]) -> str:
+    """Over path and text of those that exist; line ends do not count, because git may change them."""
+    texts = {
+        path.relative_to(CODE).as_posix(): path.read_bytes().replace(b"\r\n", b"\n") for path in paths if path.is_file()
+    }
+    return _digest({name: hashlib.sha256(text).hexdigest() for name, text in texts.items()})

@@ -1,0 +1,356 @@
+"""The plan says the right thing about every state of the world, and nothing is left to do once it is done."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hft2ane import keys, layout
+from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound
+from hft2ane.plan import ORDER, plan
+from hft2ane.records import (
+    CardFields,
+    Conversion,
+    Gates,
+    Job,
+    Package,
+    Recipe,
+    RemoteFile,
+    Source,
+    Upstream,
+    Wanted,
+    dump,
+    parse,
+)
+
+VERSIONS = {"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"}
+ONE = Wanted("owner/name", "org/name-ane", "m.yaml:3")
+FILES = (
+    RemoteFile("LICENSE", 5, "e" * 40, False),
+    RemoteFile("README.md", 30, "c" * 40, False),
+    RemoteFile("config.json", 10, "a" * 40, False),
+    RemoteFile("model.safetensors", 20, "b" * 64, True),
+    RemoteFile("onnx/model.onnx", 20, "f" * 64, True),
+)
+UPSTREAM = Upstream("owner/name", "1" * 40, FILES, CardFields("apache-2.0", language=("en",)))
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Versions as if installed, so that the plan can be tested from a source tree."""
+    monkeypatch.setattr(keys, "toolchain", lambda: dict(VERSIONS))
+
+
+def release(job: Job, found: Upstream, protocol: str = keys.PROTOCOL) -> Conversion:
+    """The record that doing the job would publish."""
+    package = Package("float16", "Name.float16.mlpackage", f"digest of {job.id}", 1, "iOS16", (), "main")
+    verify_key = keys.verify_key({"float16": package.digest}, protocol, keys.BACKEND)
+    assert job.license is not None
+    assert job.commit is not None
+    return Conversion(
+        source=Source(job.id, job.commit, job.files, found.card),
+        recipe=job.recipe,
+        family="bert",
+        task="fill-mask",
+        original="BertForMaskedLM",
+        license=job.license,
+        packages=(package,),
+        labels=(),
+        problem=None,
+        convert_key=keys.convert_key(job.files, job.recipe, "bert"),
+        verify_key=verify_key,
+        card_key=keys.card_key(found.card, layout.legal(job.files), verify_key, keys.presentation_digest()),
+        protocol=protocol,
+        psnr={"rewrite": 120.0, "float16": 70.0},
+        toolchain=keys.toolchain(),
+        hft2ane="0.1.0",
+    )
+
+
+def single(
+    one: Wanted = ONE, found: Upstream | Hft2aneError = UPSTREAM, released: Conversion | Hft2aneError | None = None
+) -> Job:
+    (job,) = plan([one], {one.id: found}, {one.repo: released})
+    assert "\n" not in job.why
+    assert (job.id, job.repo, job.recipe, job.gates) == (one.id, one.repo, one.recipe, one.gates)
+    return job
+
+
+def published() -> Conversion:
+    """As read back from the Hub."""
+    return parse(dump(release(single(), UPSTREAM)), Conversion, "conversion.json")
+
+
+def edited(*changes: RemoteFile, gone: Sequence[str] = (), **more: Any) -> Upstream:
+    """The next commit upstream."""
+    files = {file.path: file for file in (*FILES, *changes) if file.path not in gone}
+    return replace(UPSTREAM, commit="2" * 40, files=tuple(files.values()), **more)
+
+
+def test_create() -> None:
+    one = replace(ONE, recipe=Recipe(lengths=(64,)), gates=Gates(100, 60), license="apache-2.0")
+    job = single(one)
+    assert (job.action, job.why) == ("create", "nothing is published yet")
+    assert (job.commit, job.license) == ("1" * 40, "apache-2.0")
+    assert [file.path for file in job.files] == ["LICENSE", "README.md", "config.json", "model.safetensors"]
+    assert parse(dump(job), Job, "job.json") == job
+
+
+def test_skip() -> None:
+    job = single(released=published())
+    assert (job.action, job.why) == ("skip", "nothing has changed since commit 111111111111")
+
+
+@pytest.mark.parametrize(
+    "found",
+    [
+        edited(),
+        edited(RemoteFile("README.md", 31, "9" * 40, False)),
+        edited(gone=["README.md"]),
+        edited(RemoteFile("onnx/model.onnx", 1, "9" * 64, True)),
+        edited(RemoteFile("training_args.bin", 1, "9" * 64, True)),
+    ],
+)
+def test_what_is_not_part_of_the_release_changes_nothing(found: Upstream) -> None:
+    job = single(found=found, released=published())
+    assert (job.action, job.why) == ("skip", "what has changed since commit 111111111111 is not part of the release")
+    assert job.commit == "2" * 40
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (edited(RemoteFile("config.json", 10, "9" * 40, False)), "changed: config.json"),
+        (edited(RemoteFile("tokenizer.json", 10, "9" * 40, False)), "new: tokenizer.json"),
+        (
+            edited(
+                *(RemoteFile(f"model-0000{n}-of-00002.safetensors", 1, "9" * 64, True) for n in (1, 2)),
+                RemoteFile("model.safetensors.index.json", 1, "9" * 40, False),
+                gone=["model.safetensors"],
+            ),
+            "new: model-00001-of-00002.safetensors, model-00002-of-00002.safetensors, model.safetensors.index.json; "
+            "gone: model.safetensors",
+        ),
+    ],
+)
+def test_changed_files_are_named(found: Upstream, why: str) -> None:
+    job = single(found=found, released=published())
+    assert (job.action, job.why, job.commit) == ("convert", why, "2" * 40)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "why"),
+    [
+        (Recipe(lengths=(64, 128)), "lengths 128 → 64, 128"),
+        (Recipe(task="fill-mask", lengths=(32,)), "lengths 128 → 32; task none → fill-mask"),
+    ],
+)
+def test_changed_recipe_is_told_by_field(recipe: Recipe, why: str) -> None:
+    job = single(replace(ONE, recipe=recipe), released=published())
+    assert (job.action, job.why) == ("convert", why)
+
+
+def test_gates_and_the_expected_licence_rebuild_nothing() -> None:
+    one = replace(ONE, gates=Gates(100, 60), license="apache-2.0")
+    assert single(one, released=published()).action == "skip"
+
+
+def test_changed_toolchain(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published()
+    monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0", "numpy": "2.5.0"})
+    job = single(released=before)
+    assert (job.action, job.why) == ("convert", "numpy 2.4.6 → 2.5.0; torch 2.13.0 → 2.14.0")
+
+
+def test_changed_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published()
+    monkeypatch.setattr(keys, "code_digest", lambda family: f"new code of {family}")
+    job = single(released=before)
+    assert (job.action, job.why) == ("convert", "the code that shapes the packages has changed")
+
+
+def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published()
+    monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
+    monkeypatch.setattr(keys, "code_digest", lambda family: "new")
+    found = edited(RemoteFile("config.json", 10, "9" * 40, False), card=CardFields("mit"))
+    (job,) = plan([replace(ONE, recipe=Recipe(lengths=(8,)))], {ONE.id: found}, {ONE.repo: before}, protocol="next")
+    assert job.action == "convert"
+    assert job.why == (
+        "changed: config.json; lengths 128 → 8; torch 2.13.0 → 2.14.0; the code that shapes the packages has changed; "
+        "verification protocol changed: hft2ane-psnr-1 → next"
+    )
+
+
+def test_changed_protocol() -> None:
+    (job,) = plan([ONE], {ONE.id: UPSTREAM}, {ONE.repo: published()}, protocol="hft2ane-psnr-2")
+    assert (job.action, job.why) == ("convert", "verification protocol changed: hft2ane-psnr-1 → hft2ane-psnr-2")
+    (again,) = plan(
+        [ONE], {ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-2")}, protocol="hft2ane-psnr-2"
+    )
+    assert again.action == "skip"
+
+
+def test_figures_of_another_backend() -> None:
+    other = replace(published(), verify_key=keys.verify_key({"float16": f"digest of {ONE.id}"}, keys.PROTOCOL, "else"))
+    job = single(released=other)
+    assert (job.action, job.why) == (
+        "convert",
+        "the published figures are of other packages, or were taken by another backend",
+    )
+
+
+def test_an_older_record() -> None:
+    older: Any = 0
+    job = single(released=replace(published(), schema=older))
+    assert (job.action, job.why) == ("convert", "the published record has schema 0, now it is 1")
+
+
+def test_a_release_of_another_original() -> None:
+    before = published()
+    job = single(released=replace(before, source=replace(before.source, id="else/name")))
+    assert (job.action, job.why) == ("convert", "what is published was made from else/name")
+
+
+@pytest.mark.parametrize(
+    ("found", "why"),
+    [
+        (edited(card=CardFields("mit", language=("en",))), "license apache-2.0 → mit"),
+        (edited(card=CardFields("apache-2.0", language=("en", "de"))), "language en → en, de"),
+        (
+            edited(card=CardFields("apache-2.0", pipeline_tag="fill-mask")),
+            "language en → none; pipeline_tag none → fill-mask",
+        ),
+        (edited(RemoteFile("LICENSE", 5, "9" * 40, False)), "changed: LICENSE"),
+        (edited(RemoteFile("NOTICE", 5, "9" * 40, False)), "new: NOTICE"),
+    ],
+)
+def test_card_only(found: Upstream, why: str) -> None:
+    job = single(found=found, released=published())
+    assert (job.action, job.why, job.license) == ("card", why, found.card.license)
+
+
+def test_card_template(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published()
+    monkeypatch.setattr(keys, "presentation_digest", lambda: "new")
+    assert (single(released=before).action, single(released=before).why) == ("card", "the card's template has changed")
+
+
+def test_paused_asks_nothing() -> None:
+    (job,) = plan([replace(ONE, paused="waits for the author")], {}, {})
+    assert (job.action, job.why) == ("blocked", "paused: waits for the author")
+
+
+PICKLE = (FILES[2], RemoteFile("pytorch_model.bin", 20, "b" * 64, True))
+
+
+@pytest.mark.parametrize(
+    ("one", "found", "released", "words"),
+    [
+        (ONE, ModelNotFound("there is no owner/name"), None, "there is no owner/name"),
+        (ONE, HubUnavailable("two\n  lines"), None, "two lines"),
+        (ONE, replace(UPSTREAM, id="owner/new"), None, "now called owner/new: write that at m.yaml:3"),
+        (ONE, replace(UPSTREAM, id="Owner/name"), None, "now called Owner/name"),
+        (ONE, replace(UPSTREAM, files=PICKLE), None, "only in pytorch_model.bin"),
+        (ONE, replace(UPSTREAM, files=()), None, "no config.json"),
+        (ONE, replace(UPSTREAM, card=CardFields()), None, "names no licence"),
+        (ONE, replace(UPSTREAM, card=CardFields("cc-by-nc-4.0")), None, "non-commercial"),
+        (replace(ONE, license="mit"), UPSTREAM, None, "expects 'mit'"),
+        (ONE, UPSTREAM, BadInput("conversion.json is not a record"), "org/name-ane cannot be read: conversion.json is"),
+    ],
+)
+def test_blocked(one: Wanted, found: Upstream | Hft2aneError, released: Hft2aneError | None, words: str) -> None:
+    job = single(one, found, released)
+    assert job.action == "blocked"
+    assert words in job.why
+
+
+def test_blocked_though_published() -> None:
+    assert single(found=ModelNotFound("gone"), released=published()).action == "blocked"
+
+
+def test_without_an_answer_nothing_is_planned() -> None:
+    """A caller that forgot to ask must not be told to create."""
+    with pytest.raises(KeyError):
+        plan([ONE], {ONE.id: UPSTREAM}, {})
+
+
+OIDS = st.sampled_from(["1" * 40, "2" * 40])
+ERRORS = st.sampled_from([ModelNotFound("not found"), HubUnavailable("no answer")])
+
+
+@st.composite
+def worlds(
+    draw: st.DrawFn,
+) -> tuple[list[Wanted], dict[str, Upstream | Hft2aneError], dict[str, Conversion | Hft2aneError | None]]:
+    """Some models wanted, what the Hub says of each, and what an earlier night published, perhaps of something else."""
+    numbers = draw(st.lists(st.integers(0, 20), unique=True, max_size=5))
+    wanted, upstream, published = [], {}, {}
+    for number in numbers:
+        one = Wanted(
+            f"owner/m{number}",
+            f"org/m{number}",
+            "m.yaml:1",
+            recipe=Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)]))),
+            paused=draw(st.sampled_from([None, None, None, "a reason"])),
+        )
+        wanted.append(one)
+        upstream[one.id] = draw(st.one_of(upstreams(one), upstreams(one), ERRORS))
+        published[one.repo] = draw(st.one_of(st.none(), ERRORS, releases(one)))
+    return wanted, upstream, published
+
+
+@st.composite
+def upstreams(draw: st.DrawFn, one: Wanted) -> Upstream:
+    paths = ["config.json", "model.safetensors", *draw(st.sets(st.sampled_from(["LICENSE", "README.md", "vocab.txt"])))]
+    files = tuple(RemoteFile(path, 1, draw(OIDS), False) for path in draw(st.permutations(paths)))
+    return Upstream(one.id, draw(OIDS), files, CardFields(draw(st.sampled_from(["mit", "apache-2.0", "other"]))))
+
+
+@st.composite
+def releases(draw: st.DrawFn, one: Wanted) -> Conversion:
+    found = replace(draw(upstreams(one)), card=CardFields("mit"))
+    recipe = Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)])))
+    job = Job("create", "", one.id, one.repo, found.commit, layout.select(found.files), recipe, license="mit")
+    return release(job, found, draw(st.sampled_from([keys.PROTOCOL, "older"])))
+
+
+@settings(deadline=None)
+@given(worlds(), st.randoms())
+def test_order_does_not_matter(world: tuple[Any, Any, Any], random: Any) -> None:
+    wanted, upstream, published = world
+    jobs = plan(wanted, upstream, published)
+    assert [job.id for job in sorted(jobs, key=lambda job: (ORDER.index(job.action), job.id))] == [
+        job.id for job in jobs
+    ]
+
+    def shuffled(mapping: Mapping[str, Any]) -> dict[str, Any]:
+        return {key: mapping[key] for key in random.sample(sorted(mapping), len(mapping))}
+
+    mixed = {
+        id: replace(found, files=tuple(random.sample(found.files, len(found.files))))
+        if isinstance(found, Upstream)
+        else found
+        for id, found in upstream.items()
+    }
+    assert plan(random.sample(wanted, len(wanted)), shuffled(mixed), shuffled(published)) == jobs
+
+
+@settings(deadline=None)
+@given(worlds())
+def test_once_done_nothing_is_left(world: tuple[Any, Any, Any]) -> None:
+    wanted, upstream, published = world
+    jobs = plan(wanted, upstream, published)
+    assert len(jobs) == len(wanted)
+    assert all(job.why for job in jobs)
+    done = dict(published)
+    for job in jobs:
+        if job.action in ("create", "convert", "card"):
+            done[job.repo] = release(job, upstream[job.id])
+    again = plan(wanted, upstream, done)
+    blocked = {job.id for job in jobs if job.action == "blocked"}
+    assert {job.id for job in again if job.action == "blocked"} == blocked
+    assert {job.id for job in again if job.action == "skip"} == {one.id for one in wanted} - blocked
