@@ -1,0 +1,490 @@
+"""Talking to the Hub: look at repos, download files and check them, write releases; with retries and time-outs.
+
+Reading is plain HTTP over the Hub client's own session: `model_info` fails on cards with odd metadata, and
+`hf_hub_download` answers from a stale cache when the Hub stumbles. Writing is the client's own code.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from urllib.parse import quote, urlsplit
+
+from hft2ane.errors import (
+    AccessDenied,
+    BadInput,
+    CorruptFile,
+    Hft2aneError,
+    HubUnavailable,
+    ModelNotFound,
+    NoSpace,
+    PublishError,
+    SourceError,
+)
+from hft2ane.records import CardFields, Conversion, Progress, RemoteFile, Upstream, parse, silent
+
+if TYPE_CHECKING:
+    import httpx2
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+S = TypeVar("S")
+T = TypeVar("T")
+
+LOOK_SECONDS = 10.0  # for one answer about a repo
+SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
+WRITE_SECONDS = 90.0  # the Hub itself gives up a commit after 60
+PIECE = 1 << 20
+
+
+@dataclass(frozen=True)
+class Repo:
+    """A repo of ours at one commit. `id` is its present name."""
+
+    id: str
+    commit: str
+    files: tuple[RemoteFile, ...]
+    private: bool
+
+
+class Hub:
+    """One Hub and one token; None: what the environment says (HF_ENDPOINT; HF_TOKEN or `hf auth login`).
+
+    `waits` are the seconds between tries, so there is one try more than there are waits. A server that asks for more
+    time gets it, up to `patience` seconds (the Hub counts requests over windows of 300).
+    """
+
+    waits: tuple[float, ...] = (1.0, 2.0, 4.0)
+    patience: float = 300.0
+
+    def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
+        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+        parts = urlsplit(self.endpoint)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise BadInput(f"{self.endpoint!r} is no Hub's address: HF_ENDPOINT must look like https://huggingface.co")
+        self.host = parts.netloc.rpartition("@")[2]
+        self._token = token or None
+        self._xet = True
+        _prepare_client()
+
+    # ---- reading
+
+    def look(self, id: str, revision: str = "main") -> Upstream:
+        """The repo at this revision. ModelNotFound, AccessDenied, HubUnavailable."""
+        info = self._info(id, revision)
+        files = self._files(info)
+        if info.get("gated") and files:  # its listing is open to everyone, its weights are not
+            largest = max(files, key=lambda file: file.size)
+            self._get(f"/{info['id']}/resolve/{info['sha']}/{quote(largest.path)}", f"read {id}", method="HEAD")
+        return Upstream(info["id"], info["sha"], files, card_fields(info.get("cardData")))
+
+    def look_all(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Upstream | Hft2aneError]:
+        """`look` at many (id, revision) pairs at once; by id, errors as values."""
+        pairs = list(wanted)
+        return dict(zip([id for id, _ in pairs], _together(lambda pair: self.look(*pair), pairs), strict=True))
+
+    def conversion(self, repo: str) -> Conversion | None:
+        """conversion.json at the head of main, as the Hub has it now; None when the repo or the file is not there."""
+        try:
+            answer = self._get(f"/{_checked(repo)}/resolve/main/conversion.json", f"read {repo}/conversion.json")
+        except ModelNotFound:
+            return None
+        return parse(answer.content, Conversion, f"{repo}/conversion.json on {self.host}")
+
+    def conversions(self, repos: Iterable[str]) -> dict[str, Conversion | Hft2aneError | None]:
+        """`conversion` of many repos at once, errors as values."""
+        names = list(repos)
+        return dict(zip(names, _together(self.conversion, names), strict=True))
+
+    def download(
+        self, id: str, commit: str, files: Sequence[RemoteFile], into: Path, progress: Progress = silent
+    ) -> None:
+        """Exactly these files at this commit, each checked by size and digest (CorruptFile). What is there and right
+        is not fetched again; what was cut is continued, also by a later run (`.<name>.part` until it is whole)."""
+        total = sum(file.size for file in files) or 1
+        done = 0
+        for file in files:
+            target = inside(into, file.path)
+            if not same(target, file):
+                url = f"{self.endpoint}/{_checked(id)}/resolve/{quote(commit, safe='')}/{quote(file.path)}"
+                try:
+                    self._fetch(
+                        url, file, target, _Share(progress, file.path, done, total), f"download {id}/{file.path}"
+                    )
+                except OSError as err:
+                    if err.errno != errno.ENOSPC:
+                        raise
+                    raise NoSpace(f"the disk of {into} is full: make room, and run again to go on") from err
+            done += file.size
+            progress(file.path, done / total)
+
+    # ---- writing
+
+    def repo(self, id: str, revision: str = "main") -> Repo | None:
+        """A repo of ours, or None."""
+        try:
+            info = self._info(id, revision)
+        except ModelNotFound:
+            return None
+        return Repo(info["id"], info["sha"], self._files(info), info.get("private") is True)
+
+    def sha256(self, repo: Repo, file: RemoteFile) -> str:
+        """The SHA-256 of a file of the repo, whichever digest the Hub lists for it."""
+        if file.lfs:
+            return file.oid
+        answer = self._get(f"/{repo.id}/resolve/{repo.commit}/{quote(file.path)}", f"read {repo.id}/{file.path}")
+        return hashlib.sha256(answer.content).hexdigest()
+
+    def tags(self, repo: str) -> dict[str, str]:
+        """Tag -> commit."""
+        refs = self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))
+        return {tag.name: tag.target_commit for tag in refs.tags}
+
+    def create(self, repo: str) -> None:
+        """The repo exists after this; private, if it did not before."""
+        self._write(f"create {repo}", lambda: self._api().create_repo(repo, private=True, exist_ok=True))
+
+    def tag(self, repo: str, tag: str, commit: str) -> None:
+        """Set a new tag. A tag of that name that exists stays where it is, without an error: look at `tags` again."""
+        self._write(f"tag {repo}", lambda: self._api().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+
+    def make_public(self, repo: str) -> None:
+        self._write(f"make {repo} public", lambda: self._api().update_repo_settings(repo, private=False))
+
+    def commit(
+        self, repo: str, add: Mapping[str, Path], delete: Iterable[str], *, parent: str, title: str, about: str
+    ) -> str:
+        """One commit on top of `parent`; its id. Sent once, and a failure does not mean that it has not landed: call
+        this inside `retry`, in a function that looks at the head first."""
+
+        def send() -> str:
+            from huggingface_hub import CommitOperationDelete
+
+            with ExitStack() as open_files:
+                adds = self._upload(repo, add, open_files)
+                deletes = [CommitOperationDelete(path, is_folder=False) for path in delete]
+                done = self._api().create_commit(
+                    repo, [*adds, *deletes], commit_message=title, commit_description=about, parent_commit=parent
+                )
+            return str(done.oid)
+
+        return self._once(f"commit to {repo}", send, PublishError)
+
+    def retry(self, attempt: Callable[[], T]) -> T:
+        """`attempt`, again after failures that may pass: 408, 409, 412, 429, 5xx, lost connections. HubUnavailable."""
+        for wait in self.waits:
+            try:
+                return attempt()
+            except _Passing as err:
+                if err.asked > self.patience:
+                    raise HubUnavailable(f"{err} (it asks to wait {err.asked:.0f} s)") from err
+                time.sleep(max(wait, err.asked))
+        try:
+            return attempt()
+        except _Passing as err:
+            raise HubUnavailable(f"{err}") from err
+
+    # ---- inside
+
+    def _api(self) -> HfApi:
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint, token=self._token, library_name="hft2ane")
+
+    def _headers(self) -> dict[str, str]:
+        from huggingface_hub.utils._headers import build_hf_headers
+
+        return build_hf_headers(token=self._token, library_name="hft2ane")
+
+    def _get(self, path: str, what: str, method: Literal["GET", "HEAD"] = "GET") -> httpx2.Response:
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        def get() -> httpx2.Response:
+            # no-cache: what is published is read back to plan by, so a CDN's copy will not do.
+            headers = {**self._headers(), "Cache-Control": "no-cache"}
+            answer = get_session().request(method, self.endpoint + path, headers=headers, timeout=LOOK_SECONDS)
+            hf_raise_for_status(answer)
+            return answer
+
+        return self.retry(lambda: self._once(what, get, SourceError))
+
+    def _write(self, what: str, call: Callable[[], T]) -> T:
+        """For calls that may be repeated without harm."""
+        return self.retry(lambda: self._once(what, call, PublishError))
+
+    def _info(self, id: str, revision: str) -> dict[str, Any]:
+        path = f"/api/models/{_checked(id)}/revision/{quote(revision, safe='')}?blobs=true"
+        answer = self._get(path, f"look up {id} at {revision}")
+        try:
+            info = json.loads(answer.content)
+        except ValueError as err:
+            raise HubUnavailable(f"{self.host} answers about {id} in something else than JSON: try later") from err
+        if not (isinstance(info, dict) and isinstance(info.get("id"), str) and isinstance(info.get("sha"), str)):
+            raise HubUnavailable(f"{self.host} says of {id} neither its name nor its commit: try later")
+        return info
+
+    def _files(self, info: dict[str, Any]) -> tuple[RemoteFile, ...]:
+        try:
+            return tuple(
+                RemoteFile(item["rfilename"], lfs["size"], lfs["sha256"], True)
+                if (lfs := item.get("lfs"))
+                else RemoteFile(item["rfilename"], item["size"], item["blobId"], False)
+                for item in info["siblings"]
+            )
+        except (KeyError, TypeError, AttributeError) as err:
+            raise HubUnavailable(f"{self.host} lists {info['id']} without sizes and digests: try later") from err
+
+    def _fetch(self, url: str, file: RemoteFile, target: Path, share: _Share, what: str) -> None:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        part = target.with_name(f".{target.name}.part")
+        for _ in range(2):  # the second time from nothing: the part may have been another commit's
+            while not self.retry(lambda: self._once(what, lambda: self._go_on(url, file, part, share), SourceError)):
+                pass
+            if same(part, file):
+                part.replace(target)
+                return
+            part.unlink()
+        raise CorruptFile(f"cannot {what}: twice, what {self.host} sent had not the size and digest that it lists")
+
+    def _go_on(self, url: str, file: RemoteFile, part: Path, share: _Share) -> bool:
+        """Add to the part; False when cut on the way, but with something gained."""
+        import httpx2
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        have = part.stat().st_size if part.exists() else 0
+        if have == file.size > 0:
+            return True
+        headers = {**self._headers(), "Accept-Encoding": "identity"}
+        if 0 < have < file.size:
+            headers["Range"] = f"bytes={have}-"
+        gained = 0
+        try:
+            with get_session().stream("GET", url, headers=headers, timeout=SILENCE_SECONDS) as answer:
+                hf_raise_for_status(answer)
+                goes_on = answer.status_code == httpx2.codes.PARTIAL_CONTENT
+                with part.open("ab" if goes_on else "wb") as out:
+                    for piece in answer.iter_bytes(PIECE):
+                        out.write(piece)
+                        gained += len(piece)
+                        share(out.tell())
+                        if out.tell() > file.size:
+                            break
+        except httpx2.TransportError:
+            if gained < PIECE:
+                raise
+            return False
+        return True
+
+    def _upload(self, repo: str, add: Mapping[str, Path], open_files: ExitStack) -> list[CommitOperationAdd]:
+        """The large files are on the Hub after this: by Xet, or by LFS when Xet fails (which says nothing about the
+        Hub: its servers are others)."""
+        import httpx2
+        from huggingface_hub import CommitOperationAdd
+
+        if self._xet:
+            operations = [CommitOperationAdd(path, str(file)) for path, file in add.items()]
+            try:
+                self._api().preupload_lfs_files(repo, operations, free_memory=False)
+            except httpx2.HTTPError:
+                raise
+            except (OSError, RuntimeError):
+                self._xet = False
+            else:
+                return operations
+        # The client sends open files by LFS, whatever its settings.
+        operations = [CommitOperationAdd(path, open_files.enter_context(file.open("rb"))) for path, file in add.items()]
+        self._api().preupload_lfs_files(repo, operations, free_memory=False)
+        return operations
+
+    def _once(self, what: str, call: Callable[[], T], refused: type[Hft2aneError]) -> T:
+        """`call`, its failures as ours: _Passing when another try makes sense, `refused` when the Hub says no."""
+        import httpx2
+        from huggingface_hub.errors import OIDCError
+
+        try:
+            return call()
+        except (httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError, OIDCError, ValueError, KeyError) as err:
+            raise self._explained(err, what, refused) from err
+
+    def _explained(self, err: BaseException, what: str, refused: type[Hft2aneError]) -> Hft2aneError:
+        import httpx2
+        from huggingface_hub import errors
+
+        if isinstance(err, RuntimeError) and isinstance(
+            err.__cause__, httpx2.HTTPError
+        ):  # so the client wraps LFS errors
+            err = err.__cause__
+        where = f"cannot {what}: {self.host}"
+        match err:
+            case errors.GatedRepoError():
+                return AccessDenied(f"{where} has it gated: accept its terms there, with the account of HF_TOKEN")
+            case errors.DisabledRepoError():
+                return AccessDenied(f"{where} has disabled it")
+            case errors.RevisionNotFoundError():
+                return ModelNotFound(f"{where} has no such revision of it")
+            case errors.EntryNotFoundError():
+                return ModelNotFound(f"{where} has no such file")
+            case errors.RepositoryNotFoundError():
+                return ModelNotFound(f"{where} has no such repo, or it is private and HF_TOKEN may not see it")
+            case errors.OfflineModeIsEnabled():
+                return HubUnavailable(f"{where} may not be asked: HF_HUB_OFFLINE is set, unset it")
+            case errors.OIDCError():
+                return AccessDenied(f"{where} gave no token for HF_OIDC_RESOURCE: {self._said(err)}")
+            case errors.HfHubHTTPError():
+                return self._refusal(err, where, refused)
+            case httpx2.TimeoutException():
+                return _Passing(f"{where} did not answer in time; try later")
+            case httpx2.ConnectError():
+                return _Passing(
+                    f"{where} cannot be reached ({self._said(err)}); is HF_ENDPOINT right? If so, try later"
+                )
+            case httpx2.HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():
+                return _Passing(f"{where} broke off ({self._said(err.__cause__ or err)}); try later")
+            case json.JSONDecodeError() | KeyError():
+                return _Passing(f"{where} answered with something unexpected; try later")
+            case _:
+                return refused(f"{where}: {self._said(err)}")
+
+    def _refusal(self, err: HfHubHTTPError, where: str, refused: type[Hft2aneError]) -> Hft2aneError:
+        status = err.response.status_code
+        said = f"{status} {self._said(err.server_message or err.response.reason_phrase)}"
+        if status == 401:
+            return AccessDenied(f"{where} does not accept the token: renew HF_TOKEN")
+        # 403 "too many concurrent pushes" is a rate limit too.
+        if status in (408, 409, 412, 429) or status >= 500 or (status == 403 and "concurrent" in said):
+            return _Passing(f"{where} answers {said}; try later", _asked(err.response.headers))
+        if status == 403:
+            return AccessDenied(f"{where} answers {said}; HF_TOKEN must be a token that may do this")
+        return refused(f"{where} answers {said}")
+
+    def _said(self, text: object) -> str:
+        """In one line, without tokens."""
+        line = re.sub(r"hf_\w+", "hf_***", " ".join(str(text).split()))
+        return (line.replace(self._token, "***") if self._token else line)[:300]
+
+
+class _Passing(HubUnavailable):
+    """May be over soon; `asked`: the seconds that the server wants to be left alone."""
+
+    def __init__(self, message: str, asked: float = 0.0) -> None:
+        super().__init__(message)
+        self.asked = asked
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Tells the progress of one file as a share of all."""
+
+    progress: Progress
+    path: str
+    before: int
+    total: int
+
+    def __call__(self, got: int) -> None:
+        self.progress(self.path, min(1.0, (self.before + got) / self.total))
+
+
+def inside(folder: Path, path: str) -> Path:
+    """Where the repo's `path` goes in `folder`. CorruptFile when it would go elsewhere."""
+    parts = PurePosixPath(path).parts
+    if not parts or "/".join(parts) != path or ".." in parts or parts[0] == "/" or re.search(r"[\\:\x00-\x1f]", path):
+        raise CorruptFile(f"{path!r} is no path inside a repo: this file is refused")
+    target = folder.joinpath(*parts)
+    if target.is_symlink() or not target.parent.resolve().is_relative_to(folder.resolve()):
+        raise CorruptFile(f"{path!r} leads out of {folder} by a symbolic link: delete the link")
+    return target
+
+
+def digest(path: Path, lfs: bool) -> str:
+    """The `oid` of a RemoteFile: SHA-256 when `lfs`, else git's blob SHA-1."""
+    summed = hashlib.sha256() if lfs else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
+    with path.open("rb") as file:
+        while piece := file.read(PIECE):
+            summed.update(piece)
+    return summed.hexdigest()
+
+
+def same(path: Path, file: RemoteFile) -> bool:
+    """Whether `path` has the size and the digest of `file`."""
+    return path.is_file() and path.stat().st_size == file.size and digest(path, file.lfs) == file.oid
+
+
+def card_fields(front_matter: object) -> CardFields:
+    """What we take over of a card's front matter; a value of another type than it should have counts as not given."""
+    card = front_matter if isinstance(front_matter, dict) else {}
+    text = {key: value for key, value in card.items() if isinstance(value, str) and value.strip()}
+    language = card.get("language")
+    languages = language if isinstance(language, list) else [language]
+    return CardFields(
+        license=text.get("license"),
+        license_name=text.get("license_name"),
+        license_link=text.get("license_link"),
+        language=tuple(name for name in languages if isinstance(name, str) and name.strip()),
+        pipeline_tag=text.get("pipeline_tag"),
+    )
+
+
+def _checked(id: str) -> str:
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils._validators import validate_repo_id
+
+    try:
+        validate_repo_id(id)
+    except HFValidationError as err:
+        raise ModelNotFound(
+            f"{id!r} is no name of a Hub model: it is like sentence-transformers/all-MiniLM-L6-v2"
+        ) from err
+    return id
+
+
+def _asked(headers: Mapping[str, str]) -> float:
+    """Seconds, from `ratelimit: "api";r=0;t=55` or `Retry-After: 55`."""
+    if limit := re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", "")):
+        return float(limit[1]) + 1.0
+    after = headers.get("retry-after", "").strip()
+    return float(after) if after.isdigit() else 0.0
+
+
+def _together(call: Callable[[S], T], arguments: Sequence[S]) -> list[T | Hft2aneError]:
+    def value(argument: S) -> T | Hft2aneError:
+        try:
+            return call(argument)
+        except Hft2aneError as err:
+            return err
+
+    with ThreadPoolExecutor(8) as threads:
+        return list(threads.map(value, arguments))
+
+
+@functools.cache
+def _prepare_client() -> None:
+    """Quiet, and with time-outs, which the client lacks; once, and not where the process has set its own."""
+    import httpx2
+    from huggingface_hub import constants, get_session, set_client_factory
+    from huggingface_hub.utils._http import default_client_factory
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    def client_with_timeouts() -> httpx2.Client:
+        client = default_client_factory()
+        client.timeout = httpx2.Timeout(WRITE_SECONDS, connect=LOOK_SECONDS)
+        return client
+
+    # Else a Xet store that fails is tried for three minutes, before LFS gets its turn.
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
+    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
+        disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    if get_session().timeout == httpx2.Timeout(None):
+        set_client_factory(client_with_timeouts)

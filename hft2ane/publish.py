@@ -1,0 +1,246 @@
+"""A release folder -> the Hub, all of it or nothing: one commit, checked digest by digest, tagged.
+
+The gate stands here at the door: nothing is sent for a folder without a passing report, a licence, and a SHA256SUMS
+that is true. The Hub is converged, not commanded: each try looks at the head first, so a commit whose answer was lost
+is found instead of repeated, and a crash anywhere is mended by running again.
+"""
+
+import re
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hft2ane import layout, licenses, records
+from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
+from hft2ane.hub import Hub, Repo, digest
+from hft2ane.records import Conversion, Job, Progress, Published, RemoteFile, Report, silent
+
+SUMS = "SHA256SUMS"
+RECORD = "conversion.json"
+CARD = "README.md"
+THE_HUBS_OWN = {".gitattributes"}
+NAME = r"\w[\w.-]*"
+OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|reports/{NAME}\.json|assets/{NAME}\.png")
+PACKAGED = re.compile(rf"{NAME}\.mlpackage/(Manifest\.json|Data/com\.apple\.CoreML/({NAME}/)*{NAME}\.(mlmodel|bin))")
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
+MACHINE_PATH = re.compile(rb"(?<![\w.])/(Users|home|root|tmp|private/var)/[\w.-]+")
+LEAST_HOST_NAME = 6  # letters; a shorter one is also a word of the text
+
+
+@dataclass(frozen=True)
+class Release:
+    """What shall be on the Hub: SHA-256 by path (SHA256SUMS included), and the files that are on this disk."""
+
+    sums: Mapping[str, str]
+    here: Mapping[str, Path]
+    id: str
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What has to happen to a repo's head to make it the release."""
+
+    add: Mapping[str, Path]
+    delete: tuple[str, ...]
+
+    def __bool__(self) -> bool:
+        return bool(self.add or self.delete)
+
+
+def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
+    """folder/release/ -> the repo that job.json names; published.json. Does nothing where nothing is to be done.
+
+    GateFailed, LicenseError, PublishError: refused before anything is sent; AccessDenied: the token may not write;
+    HubUnavailable: run again, it goes on where it was."""
+    job = records.read(folder / "job.json", Job)
+    progress("check the release", 0.0)
+    conversion = _pass_gate(folder, job)
+    release = read_release(folder / "release", conversion)
+    progress(f"look at {job.repo}", 0.2)
+    if (first := hub.repo(job.repo)) is None:
+        hub.create(job.repo)
+        first = _there(hub, job.repo)
+    progress(f"upload to {job.repo}", 0.3)
+    repo = _converge(hub, job, release)
+    progress(f"check {job.repo}", 0.8)
+    _verify(hub, repo, release, job.repo)
+    progress(f"tag {job.repo}", 0.9)
+    # A private repo that has a tag was public before, and someone has taken it down: it stays down.
+    if repo.private and not _versions(hub, job.repo):
+        hub.make_public(job.repo)
+    tag = _tag(hub, job.repo, repo.commit)
+    changed = repo.commit != first.commit
+    published = Published(job.repo, repo.commit, tag, f"{hub.endpoint}/{job.repo}", changed)
+    records.write(folder / "published.json", published)
+    progress(f"{job.repo} {tag}", 1.0)
+    return published
+
+
+def read_release(folder: Path, conversion: Conversion) -> Release:
+    """The release in this folder, every digest of SHA256SUMS computed again. PublishError: it is not what was built, or
+    holds something that must not be published."""
+    if not folder.is_dir():
+        raise PublishError(f"{folder} is missing: make the card first")
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
+    here = {path.relative_to(folder).as_posix(): path for path in paths}
+    for name, path in here.items():
+        if path.is_symlink() or not path.is_file():
+            raise PublishError(f"{path} is not a plain file: make the release again")
+        if not _allowed(name):
+            raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
+    if absent := {CARD, RECORD, SUMS} - here.keys():
+        raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
+    sums = _parse_sums(here[SUMS])
+    for name, path in here.items():
+        if name != SUMS and name not in sums:
+            raise PublishError(f"{path} is not in {SUMS}: make the release again")
+        if name != SUMS and digest(path, lfs=True) != sums[name]:
+            raise PublishError(f"{path} has been changed since {SUMS} was written: make the release again")
+        _scan(name, path)
+    packages = {name.split("/")[0] for name in sums if PACKAGED.fullmatch(name)}
+    if packages != {package.file for package in conversion.packages}:
+        raise PublishError(f"{folder / SUMS} and {RECORD} do not name the same packages: make the release again")
+    id = digest(here[SUMS], lfs=True)
+    return Release({**sums, SUMS: id}, here, id)
+
+
+def _pass_gate(folder: Path, job: Job) -> Conversion:
+    report = records.read(folder / "report.json", Report) if (folder / "report.json").is_file() else None
+    if report is None:
+        raise GateFailed(f"{folder} has no report.json: verify it before it is published")
+    conversion = records.read(folder / "release" / RECORD, Conversion)
+    if report.failures:
+        raise GateFailed(f"{job.id} is not published: {'; '.join(report.failures)}")
+    if report.verify_key != conversion.verify_key:
+        raise GateFailed(f"{folder}: report.json is about another build than {RECORD}: verify and make the card again")
+    bars = {bar.what: bar for bar in report.fidelity}
+    for what in ("rewrite", *(package.variant for package in conversion.packages)):
+        if what not in bars:
+            raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
+    for bar in report.fidelity:
+        if not bar.psnr_min >= bar.gate:  # NaN is below every gate
+            raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {bar.gate}")
+    if licenses.check(conversion.source.card.license, job.license) != conversion.license:
+        raise LicenseError(f"{job.id}: {RECORD} says {conversion.license!r}, its source another: make the card again")
+    return conversion
+
+
+def _allowed(name: str) -> bool:
+    """Ours, a package's, or one of the original's small files at the place where it has it."""
+    folder, _, last = name.rpartition("/")
+    originals = layout.TOKENIZER | layout.SENTENCE | {layout.CONFIG}
+    return (
+        OURS.fullmatch(name) is not None
+        or PACKAGED.fullmatch(name) is not None
+        or (layout.MODULE.fullmatch(folder) is not None and last == layout.CONFIG)
+        or (not folder and (name in originals or any(p.fullmatch(name) for p in (layout.LEGAL, layout.SENTENCEPIECE))))
+    )
+
+
+def _parse_sums(path: Path) -> dict[str, str]:
+    lines = path.read_text("utf-8", errors="replace").splitlines()
+    pairs = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
+    sums = {pair[2]: pair[1] for pair in pairs if pair}
+    if (
+        len(sums) != len(lines)
+        or list(sums) != sorted(sums)
+        or not all(_allowed(name) and name != SUMS for name in sums)
+    ):
+        raise PublishError(f"{path} is not lines of digest, two spaces and a path to publish, sorted: make it again")
+    return sums
+
+
+def _scan(name: str, path: Path) -> None:
+    """No token in any file that is read as text, and nothing about this machine in those that are ours. The original's
+    own files are public with whatever paths they have."""
+    if path.suffix in (".bin", ".png"):
+        return
+    content = path.read_bytes()
+    found = TOKEN.search(content)
+    if found is None and (OURS.fullmatch(name) or PACKAGED.fullmatch(name)):
+        host = socket.gethostname().encode()
+        found = MACHINE_PATH.search(content)
+        if found is None and len(host) >= LEAST_HOST_NAME:
+            found = re.search(rb"(?<![\w-])" + re.escape(host) + rb"(?![\w-])", content)
+    if found:
+        line = content.count(b"\n", 0, found.start()) + 1
+        raise PublishError(f"{path}:{line} tells something about this machine or a token: it must not be published")
+
+
+def _converge(hub: Hub, job: Job, release: Release) -> Repo:
+    """The head of the repo, once it is the release."""
+
+    def attempt() -> Repo:
+        repo = _there(hub, job.repo)
+        changes = _changes(hub, repo, release)
+        if not changes:
+            return repo
+        commit = hub.commit(
+            repo.id,
+            changes.add,
+            changes.delete,
+            parent=repo.commit,
+            title=f"Convert {job.id}" + (f" at {job.commit[:12]}" if job.commit else ""),
+            about=f"{job.why}\n\nPublish-Id: {release.id}",
+        )
+        return _there(hub, job.repo, commit)
+
+    try:
+        return hub.retry(attempt)
+    except HubUnavailable:
+        repo = _there(hub, job.repo)  # the last try may have landed as well
+        if _changes(hub, repo, release):
+            raise
+        return repo
+
+
+def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
+    repo = hub.repo(name, revision)
+    if repo is None:
+        raise PublishError(f"{name} was just there and is not any more: look at {hub.endpoint}/{name}, and run again")
+    if repo.id != name:
+        raise PublishError(f"{name} is called {repo.id} now: say so in the manifest (publish.name), and run again")
+    return repo
+
+
+def _changes(hub: Hub, repo: Repo, release: Release) -> Changes:
+    """PublishError: a file of the release is neither here nor, as it should be, at the head."""
+    remote = {file.path: file for file in repo.files}
+    for name in release.sums.keys() - release.here.keys():
+        if name not in remote or hub.sha256(repo, remote[name]) != release.sums[name]:
+            raise PublishError(f"{name} is in {SUMS}, but neither here nor in {repo.id}: convert this model again")
+    add = {name: path for name, path in release.here.items() if not _is(path, remote.get(name), release.sums[name])}
+    delete = tuple(name for name in remote if name not in release.sums and name not in THE_HUBS_OWN)
+    return Changes(add, delete)
+
+
+def _is(path: Path, remote: RemoteFile | None, sha256: str) -> bool:
+    if remote is None or remote.size != path.stat().st_size:
+        return False
+    return remote.oid == (sha256 if remote.lfs else digest(path, lfs=False))
+
+
+def _verify(hub: Hub, repo: Repo, release: Release, name: str) -> None:
+    """Every file at the commit, by the digests that the Hub lists there."""
+    if changes := _changes(hub, repo, release):
+        differ = ", ".join(sorted([*changes.add, *changes.delete])[:5])
+        raise PublishError(
+            f"{name} at {repo.commit[:12]} is not what was sent ({differ}): nothing was tagged, run again"
+        )
+
+
+def _tag(hub: Hub, name: str, commit: str) -> str:
+    """The tag vN of this commit: the one that it has, or the next."""
+    versions = _versions(hub, name)
+    for _ in range(3):  # another publisher may take the next number first
+        if commit not in versions.values():
+            hub.tag(name, f"v{max(versions, default=0) + 1}", commit)
+            versions = _versions(hub, name)
+    if commit not in versions.values():
+        raise PublishError(f"{name} is at {commit[:12]}, but its tag was taken by others three times: run again")
+    return f"v{max(number for number, at in versions.items() if at == commit)}"
+
+
+def _versions(hub: Hub, name: str) -> dict[int, str]:
+    return {int(tag[1:]): commit for tag, commit in hub.tags(name).items() if re.fullmatch(r"v[1-9]\d*", tag)}

@@ -1,0 +1,532 @@
+"""Publishing by the real client to a Hub on this machine: what lands, what is refused, what survives."""
+
+import hashlib
+import shutil
+import socket
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from hft2ane import records
+from hft2ane.errors import AccessDenied, BadInput, GateFailed, Hft2aneError, HubUnavailable, LicenseError, PublishError
+from hft2ane.hub import Hub
+from hft2ane.localhub import LocalHub
+from hft2ane.publish import publish
+from hft2ane.records import (
+    CardFields,
+    Conversion,
+    Fidelity,
+    Function,
+    Job,
+    Package,
+    Published,
+    Recipe,
+    Report,
+    Source,
+)
+
+# The client's own, in its LFS upload.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+
+REPO = "org/tiny-ane"
+PACKAGE = "Tiny.float16.mlpackage"
+INNER = f"{PACKAGE}/Data/com.apple.CoreML"
+COMMIT = "POST .*/commit/main"
+README = "---\nlicense: mit\nlibrary_name: coreml\n---\n# Tiny\n"
+
+
+@pytest.fixture
+def local(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as hub:
+        yield hub
+
+
+@pytest.fixture
+def hub(local: LocalHub) -> Hub:
+    return patient(local, local.token)
+
+
+@pytest.fixture(params=["xet", "lfs"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", request.param == "lfs")
+    return str(request.param)
+
+
+@pytest.fixture
+def lfs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the transport does not matter: the faster one."""
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+def patient(local: LocalHub, token: str) -> Hub:
+    hub = Hub(local.url, token)
+    hub.waits = (0.0, 0.0, 0.0)
+    return hub
+
+
+def conversion() -> Conversion:
+    function = Function("main", 128, (), ())
+    return Conversion(
+        source=Source("up/tiny", "a" * 40, (), CardFields(license="mit")),
+        recipe=Recipe(),
+        family="bert",
+        task="fill-mask",
+        original="BertForMaskedLM",
+        license="mit",
+        packages=(Package("float16", PACKAGE, "0" * 64, 1, "iOS16 / macOS13", (function,), "main"),),
+        labels=(),
+        problem=None,
+        convert_key="c1",
+        verify_key="v1",
+        card_key="k1",
+        protocol="p1",
+        psnr={"float16": 70.0},
+        toolchain={"torch": "2.13.0"},
+        hft2ane="0.1.0",
+    )
+
+
+def report() -> Report:
+    bars = [
+        Fidelity("rewrite", "torch", 90.0, 120.0, 125.0, None, ()),
+        Fidelity("float16", "reference", 50.0, 70.0, 75.0, None, ()),
+    ]
+    return Report("p1", "v1", tuple(bars), (), (), 1.0)
+
+
+FILES = {
+    "README.md": README.encode(),
+    "config.json": b'{"model_type": "bert", "_name_or_path": "/home/them/checkpoints/3"}\n',
+    "tokenizer.json": b"{}\n",
+    "1_Pooling/config.json": b"{}\n",
+    "LICENSE": b"MIT\n",
+    "reports/report.json": records.dump(report()),
+    "assets/psnr.png": b"\x89PNG\0",
+    f"{PACKAGE}/Manifest.json": b"{}\n",
+    f"{INNER}/model.mlmodel": b"\x08\x07graph",
+    f"{INNER}/weights/weight.bin": bytes(range(256)) * 500,
+}
+
+
+def release(job: Path, files: dict[str, bytes] = FILES, record: Conversion | None = None) -> Path:
+    """A job's folder as the card step leaves it."""
+    shutil.rmtree(job, ignore_errors=True)
+    for name, content in {**files, "conversion.json": records.dump(record or conversion())}.items():
+        path = job / "release" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    records.write(job / "job.json", Job("create", "not published yet", "up/tiny", REPO, "a" * 40, license="mit"))
+    records.write(job / "report.json", report())
+    sum_up(job)
+    return job
+
+
+def sum_up(job: Path, carried: dict[str, str] | None = None) -> None:
+    top = job / "release"
+    sums = {**(carried or {})}
+    for file in top.rglob("*"):
+        if file.is_file() and file.name != "SHA256SUMS":
+            sums[file.relative_to(top).as_posix()] = hashlib.sha256(file.read_bytes()).hexdigest()
+    (top / "SHA256SUMS").write_text("".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
+def on_disk(job: Path) -> dict[str, bytes]:
+    top = job / "release"
+    return {file.relative_to(top).as_posix(): file.read_bytes() for file in top.rglob("*") if file.is_file()}
+
+
+def on_hub(local: LocalHub, revision: str = "main") -> dict[str, bytes]:
+    files = local.files(REPO, revision)
+    files.pop(".gitattributes", None)
+    return files
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    return release(tmp_path / "job")
+
+
+# ---- what lands
+
+
+def test_first_publication(local: LocalHub, hub: Hub, job: Path, transport: str) -> None:
+    told: list[tuple[str, float]] = []
+    done = publish(job, hub, lambda what, share: told.append((what, share)))
+    assert done == Published(REPO, local.tags(REPO)["v1"], "v1", f"{local.url}/{REPO}", True)
+    assert records.read(job / "published.json", Published) == done
+    assert on_hub(local, done.commit) == on_hub(local) == on_disk(job)
+    assert len(local.calls(COMMIT)) == 1
+    assert bool(local.calls("xet-write-token")) == (transport == "xet")
+    assert bool(local.calls("info/lfs/objects/batch")) == (transport == "lfs")
+    assert hub.repo(REPO) is not None
+    assert patient(local, local.read_token).look(REPO).commit == done.commit  # public
+    assert told[-1] == (f"{REPO} v1", 1.0)
+    assert [share for _, share in told] == sorted(share for _, share in told)
+
+
+def test_it_is_private_until_all_is_there(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(job, hub)
+    steps = [call.split()[0:2] for call in local.calls("POST|PUT /api/models")]
+    order = [path.rpartition("/")[2] for _, path in steps if path.endswith(("create", "commit/main", "settings"))]
+    assert order == ["create", "main", "settings"]
+    assert len(local.calls("settings")) == 1
+
+
+def test_the_commit_tells_its_release(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(job, hub)
+    id = hashlib.sha256((job / "release" / "SHA256SUMS").read_bytes()).hexdigest()
+    assert f"Publish-Id: {id}" in str(local.commits(REPO)[0])
+
+
+def test_the_second_time_nothing_is_done(local: LocalHub, hub: Hub, job: Path, transport: str) -> None:
+    first = publish(job, hub)
+    before = len(local.calls("POST|PUT|DELETE"))
+    again = publish(job, hub)
+    assert again == replace(first, changed=False)
+    assert len(local.calls("POST|PUT|DELETE")) == before
+
+
+def test_a_change_is_one_more_commit_and_tag(local: LocalHub, hub: Hub, job: Path, transport: str) -> None:
+    first = publish(job, hub)
+    files = {**FILES, "README.md": README.encode() + b"More.\n"}
+    del files["tokenizer.json"]
+    second = publish(release(job, files), hub)
+    assert (second.tag, second.changed) == ("v2", True)
+    assert local.tags(REPO) == {"v1": first.commit, "v2": second.commit}
+    assert on_hub(local) == on_disk(job)
+    assert "tokenizer.json" not in on_hub(local)
+    assert "tokenizer.json" in on_hub(local, "v1")
+    assert ".gitattributes" in local.files(REPO)
+    assert len(local.calls(COMMIT)) == 2
+    assert len(local.calls("settings")) == 1  # made public once
+
+
+def test_a_card_alone_carries_the_packages_over(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(job, hub)
+    packages = {
+        name: hashlib.sha256(content).hexdigest() for name, content in FILES.items() if name.startswith(PACKAGE)
+    }
+    rest = {name: content for name, content in FILES.items() if name not in packages}
+    release(job, {**rest, "README.md": README.encode() + b"A new template.\n"})
+    sum_up(job, packages)
+    done = publish(job, hub)
+    assert done.tag == "v2"
+    assert on_hub(local) == {**on_disk(job), **{name: FILES[name] for name in packages}}
+
+
+@pytest.mark.parametrize("name", [f"{PACKAGE}/Manifest.json", f"{INNER}/weights/weight.bin"])
+def test_but_not_another_package(local: LocalHub, hub: Hub, job: Path, lfs: None, name: str) -> None:
+    publish(job, hub)
+    rest = {other: content for other, content in FILES.items() if other != name}
+    release(job, rest)
+    sum_up(job, {name: "0" * 64})
+    with pytest.raises(PublishError, match="neither here nor in org/tiny-ane: convert this model again"):
+        publish(job, hub)
+    assert len(local.calls(COMMIT)) == 1
+
+
+def test_what_others_did_to_the_repo_is_undone_by_one_commit(
+    local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None
+) -> None:
+    publish(job, hub)
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "README.md").write_text("hello")
+    local.add(REPO, tmp_path / "odd")
+    assert publish(job, hub).tag == "v2"
+    assert on_hub(local) == on_disk(job)
+
+
+def test_a_repo_that_was_taken_down_stays_down(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(job, hub)
+    hub._api().update_repo_settings(REPO, private=True)
+    release(job, {**FILES, "README.md": README.encode() + b"More.\n"})
+    publish(job, hub)
+    state = hub.repo(REPO)
+    assert state is not None
+    assert state.private
+
+
+def test_a_renamed_repo_is_said(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(job, hub)
+    local.rename(REPO, "org/other")
+    with pytest.raises(PublishError, match="is called org/other now"):
+        publish(job, hub)
+
+
+# ---- what survives
+
+
+@pytest.mark.parametrize(
+    "fault", [{"drop": "before"}, {"drop": "after"}, *({"status": s} for s in (408, 409, 412, 429, 500, 502))], ids=str
+)
+def test_one_commit_whatever_happens_to_it(
+    local: LocalHub, hub: Hub, job: Path, transport: str, fault: dict[str, Any]
+) -> None:
+    local.fail(COMMIT, times=1, **fault)
+    done = publish(job, hub)
+    assert (done.tag, done.changed) == ("v1", True)
+    assert on_hub(local, "v1") == on_disk(job)
+    assert len(local.commits(REPO)) == 2  # the Hub's own, and ours
+    assert len(local.calls(COMMIT)) == (1 if fault.get("drop") == "after" else 2)
+
+
+def test_even_the_last_try_may_have_landed(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    hub.waits = ()
+    local.fail(COMMIT, times=1, drop="after")
+    assert publish(job, hub).tag == "v1"
+    assert len(local.calls(COMMIT)) == 1
+
+
+def test_another_commit_in_between_is_seen(
+    local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "odd.txt").write_text("hello")
+    commit = hub.commit
+
+    def late(*args: object, **more: object) -> str:
+        if not local.calls(COMMIT):
+            local.add(REPO, tmp_path / "odd")  # the head moves after it was looked at
+        return commit(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(hub, "commit", late)
+    assert publish(job, hub).tag == "v1"
+    assert [call[-3:] for call in local.calls(COMMIT)] == ["412", "200"]
+    assert on_hub(local) == on_disk(job)
+
+
+@pytest.mark.parametrize(
+    "where", ["POST .*repos/create", "POST .*/tag/", "PUT .*settings", "GET .*refs", "POST .*validate-yaml"]
+)
+@pytest.mark.parametrize("fault", [{"status": 503}, {"drop": "before"}, {"drop": "after"}], ids=str)
+def test_every_other_step_is_tried_again(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, where: str, fault: dict[str, Any]
+) -> None:
+    local.fail(where, times=1, **fault)
+    assert publish(job, hub).tag == "v1"
+    assert len(local.commits(REPO)) == 2
+    assert list(local.tags(REPO)) == ["v1"]
+    assert patient(local, local.read_token).look(REPO)
+
+
+@pytest.mark.parametrize("where", ["POST .*/tag/", "PUT .*settings"])
+def test_a_crash_after_the_commit_is_mended_by_the_next_run(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, where: str
+) -> None:
+    local.fail(where, times=4, status=503)
+    with pytest.raises(HubUnavailable, match=REPO):
+        publish(job, hub)
+    assert not (job / "published.json").exists()
+    landed = local.commits(REPO)
+    done = publish(job, hub)
+    assert local.commits(REPO) == landed
+    assert local.tags(REPO) == {"v1": done.commit}
+    assert patient(local, local.read_token).look(REPO).commit == done.commit
+
+
+def test_xet_that_fails_is_replaced_by_lfs(
+    local: LocalHub, hub: Hub, job: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    local.fail("xet-write-token", times=99, status=404)
+    publish(job, hub)
+    assert on_hub(local) == on_disk(job)
+    assert local.calls("xet-write-token.* 404")
+    assert local.calls("info/lfs/objects/batch")
+
+
+def test_a_tag_that_is_taken_is_passed_over(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(job, hub)
+    release(job, {**FILES, "README.md": README.encode() + b"More.\n"})
+    tag = hub.tag
+
+    def late(repo: str, name: str, commit: str) -> None:
+        if name == "v2":
+            tag(repo, name, local.tags(REPO)["v1"])  # someone was faster, for another commit
+        tag(repo, name, commit)
+
+    monkeypatch.setattr(hub, "tag", late)
+    assert publish(job, hub).tag == "v3"
+
+
+def test_what_landed_is_checked(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = hub.commit
+
+    def damaged(repo: str, add: dict[str, Path], delete: object, **more: str) -> str:
+        return commit(repo, {name: path for name, path in add.items() if name != "config.json"}, (), **more)
+
+    monkeypatch.setattr(hub, "commit", damaged)
+    with pytest.raises(PublishError, match=r"is not what was sent \(config.json\)"):
+        publish(job, hub)
+    assert local.tags(REPO) == {}
+    assert not local.calls("settings")
+
+
+def test_a_hub_that_is_down(local: LocalHub, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with LocalHub(tmp_path / "gone") as gone:
+        hub = Hub(gone.url, gone.token)
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    with pytest.raises(HubUnavailable, match="cannot look up org/tiny-ane .* cannot be reached") as error:
+        publish(job, hub)
+    assert "\n" not in str(error.value)
+    assert sum(slept) < 30
+
+
+def test_a_token_that_may_not_write(local: LocalHub, hub: Hub, job: Path, transport: str) -> None:
+    reader = patient(local, local.read_token)
+    with pytest.raises(AccessDenied, match="cannot create org/tiny-ane: .* HF_TOKEN") as error:
+        publish(job, reader)
+    assert local.read_token not in str(error.value)
+    publish(job, hub)
+    release(job, {**FILES, f"{INNER}/weights/weight.bin": b"\0" * 1000})
+    with pytest.raises(AccessDenied, match="cannot commit to org/tiny-ane: .* HF_TOKEN"):
+        publish(job, reader)
+    assert len(local.commits(REPO)) == 2
+
+
+def test_a_card_that_the_hub_refuses(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise ValueError('Invalid metadata in README.md.\n- "license" must be one of [...]')
+
+    monkeypatch.setattr("huggingface_hub.HfApi._validate_yaml", refuse)
+    with pytest.raises(PublishError, match="cannot commit to org/tiny-ane: .*Invalid metadata in README.md") as error:
+        publish(job, hub)
+    assert "\n" not in str(error.value)
+
+
+# ---- the gate
+
+
+def rewrite_report(**change: object) -> Callable[[Path], None]:
+    return lambda job: records.write(job / "report.json", replace(report(), **change))  # type: ignore[arg-type]
+
+
+def bars(psnr: float) -> tuple[Fidelity, ...]:
+    first, second = report().fidelity
+    return (first, replace(second, psnr_min=psnr))
+
+
+def relicense(upstream: str | None, manifest: str | None, record: str = "mit") -> Callable[[Path], None]:
+    def change(job: Path) -> None:
+        old = conversion()
+        source = replace(old.source, card=CardFields(license=upstream))
+        release(job, FILES, replace(old, source=source, license=record))
+        planned = records.read(job / "job.json", Job)
+        records.write(job / "job.json", replace(planned, license=manifest))
+
+    return change
+
+
+def put(name: str, content: bytes, listed: bool = True) -> Callable[[Path], None]:
+    def change(job: Path) -> None:
+        path = job / "release" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        if listed:
+            sum_up(job)
+
+    return change
+
+
+def drop(name: str, listed: bool = True) -> Callable[[Path], None]:
+    def change(job: Path) -> None:
+        (job / "release" / name).unlink()
+        if listed:
+            sum_up(job)
+
+    return change
+
+
+def link(job: Path) -> None:
+    (job / "release" / "NOTICE").symlink_to(job / "release" / "LICENSE")
+
+
+def sums(change: Callable[[str], str]) -> Callable[[Path], None]:
+    def edit(job: Path) -> None:
+        path = job / "release" / "SHA256SUMS"
+        path.write_text(change(path.read_text()))
+
+    return edit
+
+
+NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        (lambda job: (job / "report.json").unlink(), GateFailed, "no report.json"),
+        (rewrite_report(failures=("float16: 12 dB",)), GateFailed, "float16: 12 dB"),
+        (rewrite_report(verify_key="v2"), GateFailed, "another build"),
+        (rewrite_report(fidelity=()), GateFailed, "no figure for rewrite"),
+        (rewrite_report(fidelity=report().fidelity[:1]), GateFailed, "no figure for float16"),
+        (rewrite_report(fidelity=bars(49.9)), GateFailed, "49.9 dB, the gate is 50"),
+        (rewrite_report(fidelity=bars(float("nan"))), BadInput, "report.json"),
+        (relicense(None, None), LicenseError, "names no licence"),
+        (relicense("cc-by-nc-4.0", None, "cc-by-nc-4.0"), LicenseError, "non-commercial"),
+        (relicense("mit", "apache-2.0"), LicenseError, "the manifest expects"),
+        (relicense("apache-2.0", None, "mit"), LicenseError, "make the card again"),
+        (lambda job: shutil.rmtree(job / "release"), BadInput, "missing"),
+        (lambda job: (job / "job.json").unlink(), BadInput, "missing"),
+        (put("README.md", b"tampered", listed=False), PublishError, "README.md has been changed since SHA256SUMS"),
+        (put(f"{INNER}/weights/weight.bin", b"tampered", listed=False), PublishError, "weight.bin has been changed"),
+        (put("NOTICE", b"new", listed=False), PublishError, "NOTICE is not in SHA256SUMS"),
+        (drop("config.json", listed=False), PublishError, "config.json is in SHA256SUMS, but neither here"),
+        (drop("README.md"), PublishError, "no README.md"),
+        (drop("SHA256SUMS", listed=False), PublishError, "no SHA256SUMS"),
+        (put("model.safetensors", b"x"), PublishError, "nothing that is published"),
+        (put("2_Dense/model.safetensors", b"x"), PublishError, "nothing that is published"),
+        (put(".DS_Store", b"x"), PublishError, "nothing that is published"),
+        (put("reports/run.log", b"x"), PublishError, "nothing that is published"),
+        (put(f"{PACKAGE}/Data/other/x.bin", b"x"), PublishError, "nothing that is published"),
+        (put("Other.mlpackage/Manifest.json", b"{}"), PublishError, "same packages"),
+        (lambda job: [drop(name)(job) for name in NO_PACKAGES], PublishError, "same packages"),
+        (link, PublishError, "not a plain file"),
+        (sums(lambda text: text.upper()), PublishError, "sorted"),
+        (sums(lambda text: "".join(sorted(text.splitlines(True)))), PublishError, "sorted"),
+        (sums(lambda text: text + text), PublishError, "sorted"),
+        (sums(lambda text: f"{'0' * 64}  ../out\n{text}"), PublishError, "sorted"),
+        (put("README.md", README.encode() + b"hf_" + b"aB3" * 12), PublishError, "README.md:6"),
+        (put("tokenizer.json", b'{"x": "hf_' + b"aB3" * 12 + b'"}'), PublishError, "tokenizer.json:1"),
+        (put("README.md", README.encode() + b"see /Users/me/x"), PublishError, "README.md:6 tells something"),
+        (put("reports/report.json", b'{"at": "/home/me/x"}'), PublishError, "report.json:1"),
+        (put(f"{INNER}/model.mlmodel", b"\x01built in /home/me/x"), PublishError, "model.mlmodel:1"),
+        (put("README.md", README.encode() + b"on buildmac-17.local"), PublishError, "README.md:6"),
+    ],
+)
+def test_refused_at_the_door(
+    local: LocalHub,
+    hub: Hub,
+    job: Path,
+    lfs: None,
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[Path], object],
+    error: type[Hft2aneError],
+    says: str,
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "buildmac-17")
+    change(job)
+    with pytest.raises(error, match=says) as caught:
+        publish(job, hub)
+    assert "\n" not in str(caught.value)
+    assert not local.calls(COMMIT)
+    assert not local.calls("lfs")
+    assert not (job / "published.json").exists()
+
+
+def test_a_short_host_name_is_a_word_like_others(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "gethostname", lambda: "Tiny")
+    publish(job, hub)
