@@ -1,0 +1,603 @@
+"""The card step: a job's folder -> release/, exactly the files that will be published, byte for byte.
+
+The same records give the same bytes. The card inherits from upstream what `CardFields` holds and nothing else, and
+everything that upstream wrote is escaped on its way into Markdown.
+"""
+
+import contextlib
+import functools
+import hashlib
+import html
+import io
+import json
+import math
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from hft2ane import keys, layout, records
+from hft2ane.errors import BadInput, GateFailed
+from hft2ane.records import (
+    CardFields,
+    Conversion,
+    Exported,
+    Fidelity,
+    Function,
+    Job,
+    Measure,
+    Progress,
+    RemoteFile,
+    Report,
+    Source,
+    Task,
+    Tensor,
+    Variant,
+    silent,
+)
+
+SUMS = "SHA256SUMS"
+# The verify step caps figures here: nothing differs.
+EQUAL = 300.0
+
+
+@dataclass(frozen=True)
+class TaskCard:
+    """What a card says of a task; {n} is the size of the main output's last axis.
+
+    `tags`: the Hub's pipeline tags for it, ours first; upstream's own choice among them wins."""
+
+    what: str
+    tags: tuple[str, ...]
+
+
+TASKS: Mapping[Task, TaskCard] = {
+    "feature-extraction": TaskCard("Text in, {n} numbers for every token out.", ("feature-extraction",)),
+    "sentence-embedding": TaskCard(
+        "Text in, one vector of {n} numbers out, for search, clustering and similarity.",
+        ("sentence-similarity", "feature-extraction"),
+    ),
+    "fill-mask": TaskCard(
+        "Text with a masked word in, a score for each of {n} vocabulary entries out.", ("fill-mask",)
+    ),
+    "text-classification": TaskCard(
+        "{texts} in, {scores} out.", ("text-classification", "text-ranking", "zero-shot-classification")
+    ),
+    "token-classification": TaskCard("Text in, {scores} out, for every token.", ("token-classification",)),
+    "question-answering": TaskCard(
+        "A question and a passage in, the place of the answer in the passage out.", ("question-answering",)
+    ),
+    "next-sentence-prediction": TaskCard(
+        "Two texts in, two scores out: the second follows the first, or it does not.", ("text-classification",)
+    ),
+    "multiple-choice": TaskCard("A question with {n} choices in, a score for each choice out.", ("multiple-choice",)),
+}
+PAIRS = ("question-answering", "next-sentence-prediction")
+PRECISIONS: Mapping[Variant, str] = {"float16": "fp16"}
+
+# What `tokenizers` and the Swift snippet call the inputs.
+PYTHON_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+SWIFT_FIELDS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
+
+
+UNKNOWN = "unknown"
+
+
+def write(folder: Path, progress: Progress = silent) -> Path:
+    """The release of a converted and verified job; an older one is replaced.
+
+    GateFailed: the report has failures, or no figures for a package. The licence is stated here as the original states
+    it; whether it allows publishing is `publish`'s to judge."""
+    job, source = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
+    exported, report = records.read(folder / "export.json", Exported), records.read(folder / "report.json", Report)
+    conversion = Conversion(
+        source=source,
+        recipe=job.recipe,
+        family=exported.family,
+        task=exported.task,
+        original=exported.original,
+        license=stated(source),
+        packages=exported.packages,
+        labels=exported.labels,
+        problem=exported.problem,
+        convert_key=exported.convert_key,
+        verify_key=report.verify_key,
+        card_key=card_key(source, report),
+        protocol=report.protocol,
+        psnr=least_psnr(report),
+        toolchain=exported.toolchain,
+        hft2ane=version("hft2ane"),
+    )
+    check_report(report, conversion, folder)
+    with whole(folder / "release") as release:
+        copy(small_files(source.files), folder / "source", release)
+        for package in exported.packages:
+            progress(f"link {package.file}", 0.1)
+            link(folder / package.file, release / package.file)
+        present(release, job, conversion, report, progress)
+        sums(release, {}, progress)
+    progress("card", 1.0)
+    return folder / "release"
+
+
+def refresh(folder: Path, progress: Progress = silent) -> Path:
+    """The release of a card-only update, from previous/ (the published small files) and a fresh source.json.
+
+    It has no packages; SHA256SUMS carries their lines over. What they were made from stays as it was recorded."""
+    job, fresh = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
+    previous = folder / "previous"
+    old = records.read(previous / "conversion.json", Conversion)
+    report = records.read(previous / "reports" / "report.json", Report)
+    check_report(report, old, previous)
+    conversion = replace(
+        old,
+        source=replace(old.source, card=fresh.card, files=merge(old.source.files, fresh.files)),
+        license=stated(fresh),
+        card_key=card_key(fresh, report),
+    )
+    with whole(folder / "release") as release:
+        copy(small_files(layout.shaping(old.source.files)), previous, release)
+        copy(small_files(layout.legal(fresh.files)), folder / "source", release)
+        present(release, job, conversion, report, progress)
+        sums(release, package_sums(previous / SUMS, conversion), progress)
+    records.write(folder / "report.json", report)
+    progress("card", 1.0)
+    return folder / "release"
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+
+def stated(source: Source) -> str:
+    """The Hub's own word where the original names no licence is `unknown`."""
+    return (source.card.license or UNKNOWN).lower()
+
+
+def card_key(source: Source, report: Report) -> str:
+    return keys.card_key(source.card, layout.legal(source.files), report.verify_key, keys.presentation_digest())
+
+
+def merge(old: Sequence[RemoteFile], fresh: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
+    """What the packages were made from, as recorded then, and the card and licence files as they are now."""
+    shaping = layout.shaping(fresh)
+    merged = [*layout.shaping(old), *(file for file in fresh if file not in shaping)]
+    return tuple(sorted(merged, key=lambda file: file.path))
+
+
+def check_report(report: Report, conversion: Conversion, folder: Path) -> None:
+    """A card states figures; without passing ones there is none to write."""
+    if report.failures:
+        raise GateFailed(f"{folder.name}: {report.failures[0]}; nothing is released below its gate")
+    for what in ("rewrite", *(package.variant for package in conversion.packages)):
+        if not any(bar.what == what and bar.measures for bar in report.fidelity):
+            raise GateFailed(f"{folder.name}: the report has no figures for {what}; run `hft2ane verify` on the folder")
+
+
+def least_psnr(report: Report) -> dict[str, float]:
+    """The worst figure of each bar, over everything that evaluated it."""
+    least: dict[str, float] = {}
+    for bar in report.fidelity:
+        least[bar.what] = min(bar.psnr_min, least.get(bar.what, math.inf))
+    return least
+
+
+# ---------------------------------------------------------------------------------------------- the folder
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """A new folder that becomes `path` at the end, in place of an old one, or never exists."""
+    building, old = path.with_name(f".{path.name}.building"), path.with_name(f".{path.name}.old")
+    for leftover in (building, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    building.mkdir()
+    try:
+        yield building
+        if path.exists():
+            path.rename(old)
+        building.rename(path)
+        shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+
+
+def small_files(files: Sequence[RemoteFile]) -> list[str]:
+    """What is published of the original's files: not its weights, and not its card."""
+    return [f.path for f in files if f.path != layout.README and not f.path.endswith((".safetensors", layout.INDEX))]
+
+
+def copy(names: Sequence[str], source: Path, release: Path) -> None:
+    for name in names:
+        (release / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / name, release / name)
+
+
+def link(source: Path, target: Path) -> None:
+    """The files of a package again, without a second copy on disk where the file system can."""
+    for file in sorted(p for p in source.rglob("*") if p.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(file, place)
+        except OSError:
+            shutil.copyfile(file, place)
+
+
+def present(release: Path, job: Job, conversion: Conversion, report: Report, progress: Progress) -> None:
+    """Everything of the release that is made from records: plots, card, conversion.json, the report."""
+    progress("draw the plots", 0.3)
+    plots = []
+    for bar in report.fidelity:
+        if bar.what != "rewrite":
+            name = f"assets/psnr-{bar.what}-{bar.backend}.png"
+            records.write_bytes(release / name, plot(bar, report.protocol))
+            plots.append((name, bar))
+    progress("write the card", 0.5)
+    records.write(release / "reports" / "report.json", report)
+    records.write(release / "conversion.json", conversion)
+    records.write_bytes(release / "README.md", readme(release, job, conversion, report, plots).encode())
+
+
+def sums(release: Path, carried: Mapping[str, str], progress: Progress) -> None:
+    """SHA256SUMS over every other file, written last. `carried`: digests of files that are not here, by path."""
+    digests = dict(carried)
+    for file in (p for p in release.rglob("*") if p.is_file()):
+        name = file.relative_to(release).as_posix()
+        progress(f"digest {name}", 0.7)
+        with file.open("rb") as stream:
+            digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
+    records.write_bytes(release / SUMS, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode())
+
+
+def package_sums(published: Path, conversion: Conversion) -> dict[str, str]:
+    """The lines of a published SHA256SUMS that are files of the packages. BadInput: a package has none."""
+    pairs = [line.split("  ", 1) for line in published.read_text(encoding="utf-8").splitlines()]
+    files = {package.file for package in conversion.packages}
+    found = {name: digest for digest, name in pairs if name.split("/")[0] in files}
+    if missing := files - {name.split("/")[0] for name in found}:
+        raise BadInput(f"{published} has no line for {', '.join(sorted(missing))}; publish this model in full again")
+    return found
+
+
+# ---------------------------------------------------------------------------------------------- the card
+
+
+def readme(
+    release: Path, job: Job, conversion: Conversion, report: Report, plots: Sequence[tuple[str, Fidelity]]
+) -> str:
+    """The whole README.md; what the front matter says is read back by huggingface_hub as a check."""
+    from huggingface_hub import ModelCard
+
+    data = front_matter(conversion, report)
+    text = f"---\n{data.to_yaml()}\n---\n\n{body(release, job, conversion, report, plots)}"
+    if ModelCard(text).data.to_yaml() != data.to_yaml():
+        raise BadInput(f"the front matter of the card for {conversion.source.id} does not read back as it was written")
+    return text
+
+
+def front_matter(conversion: Conversion, report: Report) -> Any:
+    """ModelCardData: what the Hub indexes. A local original has no `base_model`."""
+    from huggingface_hub import EvalResult, ModelCardData
+
+    fields, tag = conversion.source.card, pipeline_tag(conversion)
+    results = [
+        EvalResult(
+            task_type=tag,
+            dataset_type="text",
+            dataset_name=f"inputs of protocol {report.protocol}",
+            metric_type="psnr",
+            metric_name=f"PSNR min in dB, {bar.what} package against the original, {bar.backend}, {report.protocol}",
+            metric_value=bar.psnr_min,
+        )
+        for bar in report.fidelity
+        if bar.what != "rewrite"
+    ]
+    base = conversion.source.id if is_hub(conversion.source) else None
+    return ModelCardData(
+        license=conversion.license,
+        language=languages(fields) or None,
+        library_name="coreml",
+        pipeline_tag=tag,
+        base_model=base,
+        base_model_relation="quantized" if base else None,
+        tags=[
+            *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
+            *(PRECISIONS[package.variant] for package in conversion.packages),
+        ],
+        model_name=short_name(conversion.source),
+        eval_results=results,
+    )
+
+
+def languages(fields: CardFields) -> list[str]:
+    """The upstream's languages that the Hub takes: ISO 639 codes and two words."""
+    return [code for code in fields.language if re.fullmatch(r"[a-z]{2,3}|multilingual|code", code)]
+
+
+def pipeline_tag(conversion: Conversion) -> str:
+    tags, upstream = TASKS[conversion.task].tags, conversion.source.card.pipeline_tag
+    return upstream if upstream in tags else tags[0]
+
+
+def is_hub(source: Source) -> bool:
+    return source.commit != "local" and re.fullmatch(r"([\w.-]+/)?[\w.-]+", source.id, re.A) is not None
+
+
+def short_name(source: Source) -> str:
+    return source.id.rstrip("/").rpartition("/")[2]
+
+
+def body(release: Path, job: Job, conversion: Conversion, report: Report, plots: Sequence[tuple[str, Fidelity]]) -> str:
+    """The card below its front matter, from the template."""
+    source, task, package = conversion.source, conversion.task, conversion.packages[0]
+    function = next(f for f in package.functions if f.name == package.default_function)
+    main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
+    pair = task in PAIRS or pipeline_tag(conversion) == "text-ranking"
+    entries, pad = main.shape[-1], pad_token(release)
+    template = environment().get_template("card.md.j2")
+    return template.render(
+        name=short_name(source),
+        repo=job.repo,
+        local=job.repo.rpartition("/")[2],
+        what=TASKS[task].what.format(
+            n=entries,
+            texts="Two texts" if pair else "Text",
+            scores="one score" if entries == 1 else f"a score for each of {entries} labels",
+        ),
+        is_hub=is_hub(source),
+        source=source,
+        conversion=conversion,
+        report=report,
+        artefacts=[bar for bar in report.fidelity if bar.what != "rewrite"],
+        rewrites=[bar for bar in report.fidelity if bar.what == "rewrite"],
+        plots=plots,
+        packages=conversion.packages,
+        specification=specification(conversion, report),
+        evaluator=keys.BACKEND,
+        functions=package.functions,
+        function=function,
+        several=len(package.functions) > 1,
+        lengths=[function.length for function in package.functions],
+        contract=contract(package.functions, pad),
+        main=main,
+        types=any(t.name == "token_type_ids" for t in function.inputs),
+        pair=pair,
+        choices=entries if task == "multiple-choice" else 0,
+        python_fields=PYTHON_FIELDS,
+        swift_fields=SWIFT_FIELDS,
+        labels=() if all(re.fullmatch(r"LABEL_\d+", label) for label in conversion.labels) else conversion.labels,
+        softmax=entries > 1 and conversion.problem not in ("regression", "multi_label_classification"),
+        pad=pad,
+        mask=mask_token(release),
+        fast=(release / "tokenizer.json").is_file(),
+        tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
+        legal=[file.path for file in layout.legal(source.files)],
+    )
+
+
+def specification(conversion: Conversion, report: Report) -> list[list[str]]:
+    """The rows of the first table: a label, and a cell for each package."""
+    packages = conversion.packages
+    rows = [
+        ["Precision", *(package.variant for package in packages)],
+        ["Size", *(megabytes(package.size) for package in packages)],
+        ["Input length, tokens", *(", ".join(str(f.length) for f in package.functions) for package in packages)],
+        ["Minimum OS", *(systems(package.minimum_os) for package in packages)],
+    ]
+    bars = {(bar.backend, bar.what): bar for bar in report.fidelity if bar.what != "rewrite"}
+    backends = list(dict.fromkeys(backend for backend, _ in bars))
+    for backend in backends:
+        by = f", {backend}" if len(backends) > 1 else ""
+        of = [bars.get((backend, package.variant)) for package in packages]
+        rows.append([f"PSNR min, dB ¹{by}", *(down(bar.psnr_min) if bar else "not measured" for bar in of)])
+        rows.append([f"PSNR median, dB ¹{by}", *(down(bar.psnr_median) if bar else "not measured" for bar in of)])
+        if any(bar and bar.top1 is not None for bar in of):
+            rows.append([f"Top-1 agreement ¹{by}", *(share(bar.top1) if bar else "not measured" for bar in of)])
+    return [*rows, ["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A row of the table of inputs and outputs."""
+
+    way: Literal["in", "out"]
+    name: str
+    shape: str
+    dtype: str
+    about: str
+    padding: str
+
+
+def contract(functions: Sequence[Function], pad: int) -> list[Port]:
+    """What goes in and out, the same for all functions but for the length, which is L where they differ."""
+    padding = {"input_ids": str(pad), "attention_mask": "0", "token_type_ids": "0"}
+    inputs = zip(*(function.inputs for function in functions), strict=True)
+    outputs = zip(*(function.outputs for function in functions), strict=True)
+    return [
+        *(port("in", same, padding.get(same[0].name, "any")) for same in inputs),
+        *(port("out", same, "ignore" if per_token(same[0]) else "–") for same in outputs),
+    ]
+
+
+def per_token(output: Tensor) -> bool:
+    """By rank and name: a size tells nothing, for a vector may be as long as the text."""
+    return len(output.shape) == 3 or output.name in ("start_logits", "end_logits")
+
+
+def port(way: Literal["in", "out"], same: Sequence[Tensor], padding: str) -> Port:
+    """One tensor of every function as a row. `about` is the same in all of them."""
+    sizes = zip(*(t.shape for t in same), strict=True)
+    shape = "×".join(str(size[0]) if len(set(size)) == 1 else "L" for size in sizes)
+    return Port(way, same[0].name, shape, same[0].dtype, same[0].about, padding)
+
+
+def pad_token(release: Path) -> int:
+    """The id at padding. Without one in config.json any will do, because attention_mask is 0 there."""
+    pad = json.loads((release / layout.CONFIG).read_bytes()).get("pad_token_id")
+    return pad if isinstance(pad, int) else 0
+
+
+def mask_token(release: Path) -> str:
+    """What stands for a masked word: as the tokenizer's files name it, else BERT's."""
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (release / name).is_file():
+            named = json.loads((release / name).read_bytes()).get("mask_token")
+            token = named.get("content") if isinstance(named, dict) else named
+            if isinstance(token, str):
+                return token
+    return "[MASK]"
+
+
+# ---------------------------------------------------------------------------------------------- Markdown
+
+
+@functools.cache
+def environment() -> Environment:
+    """Templates in which every value is escaped that no filter has made Markdown; one that is not there fails."""
+    templates = Environment(
+        loader=PackageLoader("hft2ane"),
+        autoescape=True,
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    filters = (by_output, row, code, plain, shell, literal, url, down, share, cosine, systems)
+    templates.filters.update({each.__name__: each for each in filters})
+    return templates
+
+
+def clean(text: str) -> str:
+    """One line without control characters, which could end a cell, a span or a block."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def escape(value: object) -> Markup:
+    """Any value as plain text in Markdown."""
+    if isinstance(value, Markup):
+        return value
+    if value is None:
+        raise TypeError("a card never shows a value that is not there")
+    text = re.sub(r"([\\`*_{}\[\]#|~$!])", r"\\\1", html.escape(clean(str(value)), quote=False))
+    return Markup(re.sub(r"^(?:(\d+)(?=[.)](?:\s|$))|(?=[-+=]))", r"\1\\", text))  # no list, no underline
+
+
+def code(value: object) -> Markup:
+    """As code, also in a table cell: in backticks, or where those cannot hold it, in HTML with entities only."""
+    text = clean(str(value))
+    if re.search(r"[`|\\]", text) or not text:
+        return Markup("<code>" + re.sub(r"[!-/:-@\[-`{-~]", lambda m: f"&#{ord(m[0])};", text) + "</code>")
+    return Markup(f"`{text}`")
+
+
+def by_output(measures: Sequence[Measure]) -> list[Measure]:
+    """In the order in which one reads them: output, length, then inputs as they were measured."""
+    outputs = [m.output for m in measures]
+    return sorted(measures, key=lambda m: (outputs.index(m.output), m.length))
+
+
+def row(cells: Sequence[object]) -> Markup:
+    """A table's row."""
+    return Markup("| " + " | ".join(map(escape, cells)) + " |")
+
+
+def plain(value: object) -> Markup:
+    """As it is, inside code. BadInput: it has more than the characters of a name."""
+    if not re.fullmatch(r"[\w.-]+", str(value)):
+        raise BadInput(
+            f"{str(value)[:200]!r} cannot stand in the card's code: a name has letters, digits, '.', '_', '-'"
+        )
+    return Markup(str(value))
+
+
+def shell(value: object) -> Markup:
+    """As one word of a shell line."""
+    return Markup(shlex.quote(clean(str(value))))
+
+
+def literal(value: object) -> Markup:
+    """As a string of Python or Swift."""
+    return Markup(json.dumps(clean(str(value)), ensure_ascii=False))
+
+
+def url(value: object) -> Markup:
+    """As (part of) a link's target."""
+    return Markup(quote(str(value), safe="/"))
+
+
+def down(value: float) -> str:
+    """A figure in dB, rounded down."""
+    return "equal" if value >= EQUAL else f"{math.floor(value * 10 + 1e-6) / 10:.1f}"
+
+
+def share(value: float | None) -> str:
+    """Rounded down, so that 100% means all. None: the output is not logits."""
+    return "–" if value is None else f"{math.floor(value * 1e4 + 1e-6) / 100:.6g}%"
+
+
+def cosine(value: float) -> str:
+    """Rounded down."""
+    return f"{math.floor(value * 1e6 + 1e-3) / 1e6:.6f}"
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"
+
+
+def systems(minimum: str) -> str:
+    """`iOS 16 / macOS 13` -> `iOS 16, macOS 13`."""
+    return minimum.replace(" / ", ", ")
+
+
+# ---------------------------------------------------------------------------------------------- plots
+
+GREY, GATE = "#7a828c", "#d1495b"  # readable on white and on near-black: the image has no background
+COLOURS = ("#3b82f6", "#e08a1e", "#2ca25f", "#a06cd5", "#d45d9e", "#17a2b8")
+
+
+def plot(bar: Fidelity, protocol: str) -> bytes:
+    """PNG: for every output and length a line, on it for every set of inputs the worst row and the median."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    lines = list(dict.fromkeys((m.output, m.length) for m in by_output(bar.measures)))
+    kinds = list(dict.fromkeys(m.inputs for m in bar.measures))
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+            matplotlib.rcParams[part] = GREY
+        matplotlib.rcParams["font.size"], matplotlib.rcParams["text.parse_math"] = 12, False
+        figure = Figure(figsize=(9, 1.9 + len(lines) * (0.35 + 0.13 * len(kinds))), dpi=160, layout="constrained")
+        axes = figure.subplots()
+        for n, kind in enumerate(kinds):
+            measures = [m for m in bar.measures if m.inputs == kind]
+            heights = [
+                lines.index((m.output, m.length)) + (n - (len(kinds) - 1) / 2) * 0.8 / len(kinds) for m in measures
+            ]
+            least, middle = [m.psnr_min for m in measures], [m.psnr_median for m in measures]
+            colour = COLOURS[n % len(COLOURS)]
+            axes.hlines(heights, least, middle, color=colour, linewidth=1.5, alpha=0.6)
+            axes.scatter(middle, heights, marker="|", s=60, color=colour, linewidths=1.5)
+            axes.scatter(least, heights, s=28, color=colour, label=clean(kind), zorder=3)
+        axes.axvline(bar.gate, color=GATE, linestyle="--", linewidth=1.5, label=f"gate, {bar.gate:g} dB")
+        axes.set_yticks(range(len(lines)), [f"{clean(output)}\n{length} tokens" for output, length in lines])
+        axes.set_ylim(len(lines) - 0.4, -0.6)
+        axes.set_xlabel(f"PSNR in dB, {protocol}: dot = worst row, stroke = median")
+        axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.8)
+        axes.tick_params(axis="y", length=0)
+        for side in ("top", "right", "left"):
+            axes.spines[side].set_visible(False)
+        figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.4, columnspacing=1.4)
+        image = io.BytesIO()
+        figure.savefig(image, format="png", transparent=True, metadata={"Software": None})
+    return image.getvalue()

@@ -1,0 +1,881 @@
+"""The card and the release: what stands in them comes from the records, and nothing hostile gets through."""
+
+import ast
+import functools
+import hashlib
+import html
+import io
+import json
+import re
+import runpy
+import shutil
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.image
+import numpy as np
+import pytest
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+
+from hft2ane import card, licenses, keys, layout, publish, records
+from hft2ane.errors import BadInput, GateFailed, LicenseError
+from hft2ane.records import (
+    CardFields,
+    Conversion,
+    Exported,
+    Fidelity,
+    Function,
+    Job,
+    Measure,
+    Package,
+    Recipe,
+    RemoteFile,
+    Report,
+    Source,
+    Task,
+    Tensor,
+)
+
+COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
+INPUTS = {
+    "input_ids": "Token ids from the model's tokenizer, padded to the fixed length.",
+    "attention_mask": "1 for tokens, 0 for padding.",
+    "token_type_ids": "0 for the first text, 1 for the second; all 0 for a single text.",
+}
+KINDS = {
+    "sentences, padded": (17, "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunte…"),
+    "one token": (1, "all but the first token masked"),
+    "full length, random ids": (2, "128 random ids"),
+    "padded, random ids": (4, "77 random ids"),
+}
+# By task: the original's class, its outputs as name -> shape after the batch (L: the length), labels and their kind.
+MODELS: Mapping[Task, Any] = {
+    "sentence-embedding": ("BertModel", {"token_embeddings": ("L", 384), "sentence_embedding": (384,)}, (), None),
+    "feature-extraction": ("BertModel", {"last_hidden_state": ("L", 128), "pooler_output": (128,)}, (), None),
+    "fill-mask": ("BertForMaskedLM", {"logits": ("L", 30522)}, (), None),
+    "text-classification": (
+        "BertForSequenceClassification",
+        {"logits": (3,)},
+        ("negative", "neutral", "positive"),
+        "single_label_classification",
+    ),
+    "token-classification": (
+        "BertForTokenClassification",
+        {"logits": ("L", 9)},
+        ("O", "B-MISC", "I-MISC", "B-PER", "I-PER", "B-ORG", "I-ORG", "B-LOC", "I-LOC"),
+        None,
+    ),
+    "question-answering": ("BertForQuestionAnswering", {"start_logits": ("L",), "end_logits": ("L",)}, (), None),
+    "next-sentence-prediction": ("BertForNextSentencePrediction", {"logits": (2,)}, (), None),
+    "multiple-choice": ("BertForMultipleChoice", {"logits": (4,)}, (), None),
+}
+
+
+def measures(function: Function, base: float) -> list[Measure]:
+    """Figures that differ from one another, as a real report's do."""
+    found = []
+    for n, output in enumerate(function.outputs):
+        for k, (kind, (rows, worst)) in enumerate(KINDS.items()):
+            least = round(base - 7.13 * n - 1.37 * k - function.length / 100, 2)
+            agreed = 1.0 if "logits" in output.name else None
+            found.append(
+                Measure(
+                    output.name, function.length, kind, rows, least, round(least + 4.41, 2), 0.9999998, agreed, worst
+                )
+            )
+    return found
+
+
+def bar(what: str, backend: str, gate: float, functions: tuple[Function, ...], base: float) -> Fidelity:
+    found = tuple(m for function in functions for m in measures(function, base))
+    least, middle = min(m.psnr_min for m in found), float(np.median([m.psnr_median for m in found]))
+    return Fidelity(what, backend, gate, least, round(middle, 2), found[0].top1, found)
+
+
+def job_folder(
+    folder: Path,
+    task: Task = "sentence-embedding",
+    lengths: tuple[int, ...] = (128,),
+    *,
+    id: str = "sentence-transformers/all-MiniLM-L6-v2",
+    types: bool | None = None,
+    legal: Mapping[str, str] | None = None,
+    fields: CardFields | None = None,
+) -> Path:
+    """A job's folder as the steps before the card leave it, with a real tokenizer of a few words."""
+    original, shapes, labels, problem = MODELS[task]
+    name = id.rpartition("/")[2]
+    source = folder / "source"
+    small = {
+        "config.json": json.dumps({"model_type": "bert", "pad_token_id": 0}),
+        "tokenizer.json": json.dumps(tokenizer()),
+        "tokenizer_config.json": json.dumps({"mask_token": "[MASK]", "tokenizer_class": "BertTokenizer"}),
+        "model.safetensors": "weights",
+        "README.md": "# the original's card",
+        **({"modules.json": "[]", "1_Pooling/config.json": "{}"} if task == "sentence-embedding" else {}),
+        **(legal or {}),
+    }
+    for path, text in small.items():
+        (source / path).parent.mkdir(parents=True, exist_ok=True)
+        (source / path).write_text(text)
+    files = tuple(RemoteFile(path, len(text), git(text), False) for path, text in sorted(small.items()))
+    with_types = task != "sentence-embedding" if types is None else types
+    several = len(lengths) > 1
+    functions = []
+    for length in lengths:
+        row = (1, 4, length) if task == "multiple-choice" else (1, length)
+        names = list(INPUTS)[: 3 if with_types else 2]
+        outputs = {
+            output: tuple(length if size == "L" else size for size in (1, *shape)) for output, shape in shapes.items()
+        }
+        functions.append(
+            Function(
+                f"tokens_{length}" if several else "main",
+                length,
+                tuple(Tensor(key, row, "int32", INPUTS[key]) for key in names),
+                tuple(Tensor(key, shape, "float16", f"What {key} means.") for key, shape in outputs.items()),
+            )
+        )
+    package = folder / f"{name}.float16.mlpackage"
+    for path, data in {"Manifest.json": b"{}", "Data/com.apple.CoreML/weights/weight.bin": b"\0" * 64}.items():
+        (package / path).parent.mkdir(parents=True, exist_ok=True)
+        (package / path).write_bytes(data)
+    recipe = Recipe(task=task, lengths=lengths)
+    records.write(
+        folder / "job.json",
+        Job("create", "new", id, f"my-org/{name}-ane", COMMIT, files, recipe, license="apache-2.0"),
+    )
+    card_fields = fields or CardFields(license="apache-2.0", language=("en",), pipeline_tag="sentence-similarity")
+    records.write(folder / "source.json", Source(id, COMMIT, files, card_fields))
+    records.write(
+        folder / "export.json",
+        Exported(
+            family="bert",
+            task=task,
+            original=original,
+            convert_key="c" * 64,
+            packages=(
+                Package(
+                    variant="float16",
+                    file=package.name,
+                    digest="d" * 64,
+                    size=45_760_113,
+                    minimum_os="iOS 18 / macOS 15" if several else "iOS 16 / macOS 13",
+                    functions=tuple(functions),
+                    default_function=functions[-1].name,
+                ),
+            ),
+            labels=labels,
+            problem=problem,
+            toolchain={"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"},
+            seconds=3.2,
+        ),
+    )
+    records.write(
+        folder / "report.json",
+        Report(
+            protocol="hft2ane-psnr-1",
+            verify_key="e" * 64,
+            fidelity=(
+                bar("rewrite", "torch-float32", 90.0, tuple(functions), 138.0),
+                bar("float16", "mil-declared", 50.0, tuple(functions), 82.0),
+            ),
+            failures=(),
+            not_measured=(
+                "Core ML on a Mac: its own results, share of operations on the Neural Engine, latency, memory",
+            ),
+            seconds=21.0,
+        ),
+    )
+    return folder
+
+
+def git(text: str) -> str:
+    return hashlib.sha1(f"blob {len(text)}\0{text}".encode()).hexdigest()
+
+
+def tokenizer() -> dict[str, Any]:
+    """WordPiece over the words of the card's own examples, joined as BERT joins pairs."""
+    text = (jinja2.PackageLoader("hft2ane").get_source(jinja2.Environment(), "python.j2")[0]).lower()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    words = special + sorted({*re.findall(r"[a-z]+|\d+|[^\sa-z\d]", text)})
+    return {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [
+            {"id": i, "content": token, "special": True, "normalized": False}
+            | dict.fromkeys(("single_word", "lstrip", "rstrip"), False)
+            for i, token in enumerate(special)
+        ],
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "BertPreTokenizer"},
+        "post_processor": {"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]},
+        "decoder": None,
+        "model": {
+            "type": "WordPiece",
+            "unk_token": "[UNK]",
+            "continuing_subword_prefix": "##",
+            "max_input_chars_per_word": 100,
+            "vocab": {word: i for i, word in enumerate(words)},
+        },
+    }
+
+
+DRAWN = functools.cache(card.plot)
+
+
+@pytest.fixture(autouse=True)
+def _plots_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same plot is not drawn again for every test."""
+    monkeypatch.setattr(card, "plot", DRAWN)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return job_folder(tmp_path)
+
+
+def text_of(release: Path) -> str:
+    return (release / "README.md").read_text(encoding="utf-8")
+
+
+def front_matter(text: str) -> dict[str, Any]:
+    """As the Hub's own client reads it."""
+    data: Any = ModelCard(text).data
+    return dict(data.to_dict())
+
+
+def section(text: str, title: str) -> str:
+    """From a heading to the next one of its level or above."""
+    level = len(title) - len(title.lstrip("#"))
+    found = re.search(rf"^{re.escape(title)}$(.*?)(?=^#{{1,{level}}} |\Z)", text, re.M | re.S)
+    assert found, f"no {title}"
+    return found[1]
+
+
+def fence(text: str, language: str) -> str:
+    found = re.search(rf"^```{language}\n(.*?)^```$", text, re.M | re.S)
+    assert found
+    return found[1]
+
+
+def rewritten(path: Path, record: type[Any], **changes: Any) -> None:
+    records.write(path, replace(records.read(path, record), **changes))
+
+
+def shown(text: str) -> str:
+    """The card as HTML, with raw HTML on, as the Hub has it."""
+    return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(text.split("\n---\n", 1)[1]))
+
+
+# ---- the release
+
+
+def test_release_holds_what_is_published_and_nothing_else(folder: Path) -> None:
+    (folder / "source" / "notes.txt").write_text("not one of the pinned files")
+    release = card.write(folder)
+    files = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
+    package = "all-MiniLM-L6-v2.float16.mlpackage"
+    assert files == {
+        *("README.md", "conversion.json", "SHA256SUMS", "reports/report.json", "assets/psnr-float16-mil-declared.png"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"),
+        *(f"{package}/Manifest.json", f"{package}/Data/com.apple.CoreML/weights/weight.bin"),
+    }
+    assert (release / "tokenizer.json").read_bytes() == (folder / "source" / "tokenizer.json").read_bytes()
+    assert (release / "reports" / "report.json").read_bytes() == (folder / "report.json").read_bytes()
+
+
+def test_the_gate_of_publish_takes_the_release(folder: Path) -> None:
+    release = card.write(folder)
+    conversion = records.read(release / "conversion.json", Conversion)
+    assert set(publish.read_release(release, conversion).here) > {"README.md", "SHA256SUMS"}
+
+
+def test_packages_are_linked_not_copied(folder: Path) -> None:
+    release = card.write(folder)
+    weights = "all-MiniLM-L6-v2.float16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    assert (release / weights).samefile(folder / weights)
+
+
+def test_packages_are_copied_where_linking_fails(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("os.link", refuse)
+    release = card.write(folder)
+    weights = "all-MiniLM-L6-v2.float16.mlpackage/Data/com.apple.CoreML/weights/weight.bin"
+    assert not (release / weights).samefile(folder / weights)
+    assert (release / weights).read_bytes() == (folder / weights).read_bytes()
+
+
+def test_sums_are_true_sorted_and_complete(folder: Path) -> None:
+    release = card.write(folder)
+    pairs = [line.split("  ") for line in (release / "SHA256SUMS").read_text().splitlines()]
+    names = [name for _, name in pairs]
+    assert names == sorted(names)
+    assert {*names, "SHA256SUMS"} == {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
+    for digest, name in pairs:
+        assert hashlib.sha256((release / name).read_bytes()).hexdigest() == digest
+
+
+def test_conversion_record(folder: Path) -> None:
+    conversion = records.read(card.write(folder) / "conversion.json", Conversion)
+    report, source = records.read(folder / "report.json", Report), records.read(folder / "source.json", Source)
+    legal = layout.legal(source.files)
+    assert conversion.card_key == keys.card_key(source.card, legal, report.verify_key, keys.presentation_digest())
+    assert (conversion.convert_key, conversion.verify_key) == ("c" * 64, "e" * 64)
+    assert conversion.psnr == {bar.what: bar.psnr_min for bar in report.fidelity}
+    assert (conversion.source, conversion.license) == (source, "apache-2.0")
+
+
+def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(card, "plot", DRAWN.__wrapped__)
+    one, other = (card.write(job_folder(tmp_path / name, lengths=(32, 128))) for name in ("one", "other"))
+    for file in (p for p in one.rglob("*") if p.is_file()):
+        assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file.name
+
+
+def test_the_user_s_matplotlib_settings_change_nothing(folder: Path) -> None:
+    report = records.read(folder / "report.json", Report)
+    drawn = card.plot(report.fidelity[1], report.protocol)
+    with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "savefig.dpi": 20, "figure.facecolor": "red"}):
+        assert DRAWN.__wrapped__(report.fidelity[1], report.protocol) == drawn
+
+
+def test_a_second_run_replaces_the_release(folder: Path) -> None:
+    (card.write(folder) / "leftover.txt").write_text("from another time")
+    release = card.write(folder)
+    assert not (release / "leftover.txt").exists()
+    assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
+
+
+def test_a_failure_leaves_the_old_release_whole(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = text_of(card.write(folder))
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(card, "sums", fail)
+    with pytest.raises(OSError, match="No space"):
+        card.write(folder)
+    assert text_of(folder / "release") == before
+    assert sorted(p.name for p in folder.iterdir() if p.name.startswith(".")) == []
+
+
+# ---- refusals
+
+
+def test_a_report_with_failures_is_refused(folder: Path) -> None:
+    rewritten(folder / "report.json", Report, failures=("float16: logits at 128 tokens: 31.0 dB, the gate is 50 dB",))
+    with pytest.raises(GateFailed, match="31.0 dB"):
+        card.write(folder)
+    assert not (folder / "release").exists()
+
+
+@pytest.mark.parametrize("what", ["rewrite", "float16"])
+def test_a_report_without_a_figure_is_refused(folder: Path, what: str) -> None:
+    report = records.read(folder / "report.json", Report)
+    rewritten(folder / "report.json", Report, fidelity=tuple(bar for bar in report.fidelity if bar.what != what))
+    with pytest.raises(GateFailed, match=f"no figures for {what}"):
+        card.write(folder)
+
+
+@pytest.mark.parametrize(
+    ("license", "said"),
+    [(None, "names no licence"), ("cc-by-nc-4.0", "licence, `cc-by-nc-4.0`, holds"), ("MIT", "licence, `mit`, holds")],
+)
+def test_the_card_states_the_licence_and_leaves_judging_to_publish(
+    folder: Path, license: str | None, said: str
+) -> None:
+    rewritten(folder / "source.json", Source, card=CardFields(license=license))
+    text = (card.write(folder) / "README.md").read_text()
+    assert said in text
+    assert f"license: {(license or 'unknown').lower()}" in text
+    with pytest.raises(LicenseError):
+        licenses.check(license, "apache-2.0")
+
+
+@pytest.mark.parametrize("name", ["job.json", "source.json", "export.json", "report.json"])
+def test_a_step_that_was_not_done_is_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(BadInput, match=f"{name} is missing"):
+        card.write(folder)
+
+
+# ---- what the card says
+
+
+def test_front_matter(folder: Path) -> None:
+    text = text_of(card.write(folder))
+    data = front_matter(text)
+    results = data.pop("model-index")[0]["results"][0]
+    assert data == {
+        "license": "apache-2.0",
+        "language": ["en"],
+        "library_name": "coreml",
+        "pipeline_tag": "sentence-similarity",
+        "base_model": "sentence-transformers/all-MiniLM-L6-v2",
+        "base_model_relation": "quantized",
+        "tags": ["coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage", "fp16"],
+    }
+    report = records.read(folder / "report.json", Report)
+    assert results["metrics"][0]["value"] == report.fidelity[1].psnr_min
+    assert report.protocol in results["metrics"][0]["name"]
+
+
+@pytest.mark.parametrize(
+    ("task", "upstream", "tag"),
+    [
+        ("sentence-embedding", "feature-extraction", "feature-extraction"),
+        ("sentence-embedding", "text-generation", "sentence-similarity"),
+        ("text-classification", "text-ranking", "text-ranking"),
+        ("text-classification", None, "text-classification"),
+        ("next-sentence-prediction", None, "text-classification"),
+        ("multiple-choice", None, "multiple-choice"),
+        ("fill-mask", "fill-mask", "fill-mask"),
+    ],
+)
+def test_pipeline_tag(tmp_path: Path, task: Task, upstream: str | None, tag: str) -> None:
+    fields = CardFields(license="apache-2.0", pipeline_tag=upstream)
+    text = text_of(card.write(job_folder(tmp_path, task, fields=fields)))
+    assert front_matter(text)["pipeline_tag"] == tag
+
+
+def test_languages_are_codes_and_stay_words(tmp_path: Path) -> None:
+    fields = CardFields(license="apache-2.0", language=("no", "multilingual", "English", "zh-Hans", "en\nlicense: mit"))
+    text = text_of(card.write(job_folder(tmp_path, fields=fields)))
+    assert front_matter(text)["language"] == ["no", "multilingual"]
+
+
+def test_a_local_original_is_no_base_model(folder: Path) -> None:
+    rewritten(folder / "source.json", Source, id="local/my model", commit="local")
+    text = text_of(card.write(folder))
+    data = front_matter(text)
+    assert not {"base_model", "base_model_relation"} & data.keys()
+    assert "the local folder `my model`" in text
+    assert "hft2ane convert" not in text
+    assert "huggingface.co/local" not in text
+
+
+def test_figures_are_the_report_s_rounded_down(folder: Path) -> None:
+    text = text_of(card.write(folder))
+    report = records.read(folder / "report.json", Report)
+    rewrite, artefact = report.fidelity
+    assert f"| PSNR min, dB ¹ | {floor(artefact.psnr_min)} |" in text
+    assert f"| PSNR median, dB ¹ | {floor(artefact.psnr_median)} |" in text
+    assert "| Neural Engine share, latency | not measured on this host |" in text
+    fidelity = section(text, "## Fidelity")
+    for bar, name in ((rewrite, "The rewrite in fp32, before export"), (artefact, "The package, float16")):
+        figures = f"{bar.gate} | {floor(bar.psnr_min)} | {floor(bar.psnr_median)} | –"
+        assert f"| {name} | `{bar.backend}` | {figures} |" in fidelity
+        for m in bar.measures:
+            figures = f"{m.rows} | {floor(m.psnr_min)} | {floor(m.psnr_median)} | 0.999999"
+            assert f"| `{m.output}` | {m.inputs} | {figures} |" in fidelity
+    least = min(artefact.measures, key=lambda m: m.psnr_min)
+    assert f"The worst input of the float16 package: `{least.worst}`, {floor(least.psnr_min)} dB" in fidelity
+    for line in report.not_measured:
+        assert f"- {line}" in section(text, "### Not measured")
+
+
+def floor(value: float) -> str:
+    return f"{int(value * 10) / 10:.1f}"
+
+
+def test_no_figure_without_its_protocol(folder: Path) -> None:
+    """Every figure is under a heading, or in a line of the front matter, that names the protocol."""
+    rewritten(folder / "report.json", Report, protocol="some-other-protocol-7")
+    text = text_of(card.write(folder))
+    front, body = text.split("\n---\n", 1)
+    assert "hft2ane-psnr-1" not in text
+    parts = [front, *re.split(r"^## ", body, flags=re.M)]
+    with_figures = [part for part in parts if "PSNR" in part]
+    assert len(with_figures) == 3
+    for part in with_figures:
+        assert "some-other-protocol-7" in part
+
+
+def test_rounding_never_flatters() -> None:
+    assert [card.down(v) for v in (49.96, 50.0, 80.3, 300.0)] == ["49.9", "50.0", "80.3", "equal"]
+    assert [card.share(v) for v in (1.0, 0.99999, 0.5, 0.9876, None)] == ["100%", "99.99%", "50%", "98.76%", "–"]
+    assert [card.cosine(v) for v in (1.0, 0.9999999, 0.5)] == ["1.000000", "0.999999", "0.500000"]
+
+
+def test_lengths_are_functions(tmp_path: Path) -> None:
+    text = text_of(card.write(job_folder(tmp_path, lengths=(32, 64, 384))))
+    assert "| Input length, tokens | 32, 64, 384 |" in text
+    assert "| Minimum OS | iOS 18, macOS 15 |" in text
+    contract = section(text, "## Inputs and outputs")
+    assert "| in | `input_ids` | 1×L | int32 |" in contract
+    assert "| out | `token_embeddings` | 1×L×384 | float16 |" in contract
+    assert "| out | `sentence_embedding` | 1×384 | float16 |" in contract
+    assert "| `tokens_64` | 64 |  |\n| `tokens_384` | 384 | default |" in contract
+    assert 'function_name="tokens_384"' in fence(text, "python")
+    assert 'configuration.functionName = "tokens_384"' in fence(text, "swift")
+    assert "--lengths 32,64,384" in section(text, "## Provenance")
+
+
+def test_one_length_needs_no_function(folder: Path) -> None:
+    text = text_of(card.write(folder))
+    assert "functionName" not in text
+    assert "| in | `input_ids` | 1×128 | int32 |" in text
+
+
+def test_padding_matters_where_an_output_is_per_token(tmp_path: Path) -> None:
+    """The pooler's 128 numbers are not 128 tokens."""
+    features = text_of(card.write(job_folder(tmp_path / "features", "feature-extraction")))
+    assert re.search(r"`last_hidden_state` \| 1×128×128 \|.*\| ignore \|", features)
+    assert re.search(r"`pooler_output` \| 1×128 \|.*\| – \|", features)
+    answers = text_of(card.write(job_folder(tmp_path / "answers", "question-answering")))
+    assert re.search(r"`start_logits` \| 1×128 \|.*\| ignore \|", answers)
+
+
+def test_token_types_are_said_when_they_are_an_input(tmp_path: Path) -> None:
+    with_types = text_of(card.write(job_folder(tmp_path / "with", "question-answering")))
+    without = text_of(card.write(job_folder(tmp_path / "without")))
+    assert "token_type_ids" in section(with_types, "## Tokenising")
+    assert "token_type_ids" not in without
+
+
+def test_labels(tmp_path: Path) -> None:
+    labels = section(text_of(card.write(job_folder(tmp_path, "text-classification"))), "## Labels")
+    assert "| 0 | `negative` |\n| 1 | `neutral` |\n| 2 | `positive` |" in labels
+    assert "softmax" in labels
+
+
+def test_many_labels_are_folded(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "token-classification")
+    rewritten(folder / "export.json", Exported, labels=tuple(f"class {i}" for i in range(40)))
+    labels = section(text_of(card.write(folder)), "## Labels")
+    assert "<details><summary>All 40 labels</summary>" in labels
+    assert "39 `class 39`" in labels
+
+
+@pytest.mark.parametrize(
+    ("problem", "word"), [("multi_label_classification", "sigmoid"), ("regression", "not probabilities")]
+)
+def test_kinds_of_scores(tmp_path: Path, problem: str, word: str) -> None:
+    folder = job_folder(tmp_path, "text-classification")
+    rewritten(folder / "export.json", Exported, problem=problem)
+    labels = section(text_of(card.write(folder)), "## Labels")
+    assert word in labels
+    assert "softmax" not in labels
+
+
+def test_placeholder_labels_are_no_labels(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "text-classification")
+    rewritten(folder / "export.json", Exported, labels=("LABEL_0", "LABEL_1", "LABEL_2"))
+    text = text_of(card.write(folder))
+    assert "LABEL_" not in text
+    assert "names none" in section(text, "## Labels")
+
+
+def test_licence_files_go_along(tmp_path: Path) -> None:
+    release = card.write(job_folder(tmp_path, legal={"LICENSE": "Apache License", "NOTICE.txt": "made by"}))
+    assert (release / "LICENSE").read_text() == "Apache License"
+    assert "[`LICENSE`](LICENSE), [`NOTICE.txt`](NOTICE.txt)" in section(text_of(release), "## Licence")
+
+
+def test_no_licence_file_is_invented(folder: Path) -> None:
+    release = card.write(folder)
+    assert not [p for p in release.iterdir() if p.name.upper().startswith("LICEN")]
+    licence = section(text_of(release), "## Licence")
+    assert "has no licence file" in licence
+    assert "Not affiliated with Apple" in licence
+
+
+def test_worst_input_may_be_the_empty_text(folder: Path) -> None:
+    report = records.read(folder / "report.json", Report)
+    emptied = [replace(bar, measures=tuple(replace(m, worst="") for m in bar.measures)) for bar in report.fidelity]
+    rewritten(folder / "report.json", Report, fidelity=tuple(emptied))
+    assert "The worst input of the float16 package: the empty text," in text_of(card.write(folder))
+
+
+def test_each_backend_has_its_own_figures(folder: Path) -> None:
+    report = records.read(folder / "report.json", Report)
+    mac = replace(report.fidelity[1], backend="coreml-CPU_AND_NE", psnr_min=61.23)
+    rewritten(folder / "report.json", Report, fidelity=(*report.fidelity, mac))
+    release = card.write(folder)
+    text = text_of(release)
+    assert "| PSNR min, dB ¹, coreml-CPU\\_AND\\_NE | 61.2 |" in text
+    assert "evaluated by `mil-declared`, `coreml-CPU_AND_NE`" in text
+    assert (release / "assets" / "psnr-float16-coreml-CPU_AND_NE.png").is_file()
+    assert records.read(release / "conversion.json", Conversion).psnr["float16"] == 61.23
+
+
+def test_plot_is_transparent_and_legible_on_black_and_white(folder: Path) -> None:
+    image = matplotlib.image.imread(card.write(folder) / "assets" / "psnr-float16-mil-declared.png")
+    assert image.shape[1] >= 1200
+    assert image[0, 0, 3] == 0
+    opaque = image[image[..., 3] == 1][:, :3]
+    for page in (1.0, 0.04):
+        contrast = (np.maximum(luminance(opaque), page) + 0.05) / (np.minimum(luminance(opaque), page) + 0.05)
+        assert np.quantile(contrast, 0.02) > 2.4  # for lines and text of this size; 1 is invisible
+
+
+def luminance(colours: Any) -> Any:
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+
+def test_nothing_of_a_plot_is_cut_off(folder: Path) -> None:
+    """The border of the picture is empty: every label is inside."""
+    report = records.read(folder / "report.json", Report)
+    long = tuple(replace(m, output="a_very_long_name_of_an_output") for m in report.fidelity[1].measures)
+    for bar in (report.fidelity[1], replace(report.fidelity[1], measures=long)):
+        image = matplotlib.image.imread(io.BytesIO(card.plot(bar, report.protocol)))
+        for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
+            assert edge[..., 3].max() == 0
+
+
+# ---- hostile text
+
+HOSTILE = (
+    "a|b",
+    "`code` ``",
+    "</code><script>alert(1)</script>",
+    "{{ 7 * 7 }}{% raw %}",
+    "[click](https://evil.example)",
+    "![x](https://evil.example/x.png)",
+    "line\nbreak\n\n# heading\n```\nrm -rf\n```",
+    "---\nlicense: mit\n---",
+    "\\|\\`",
+    "\u202egnp.exe\x00\x1b[31m",
+    "<!-- gone",
+    "https://evil.example",
+    "*x*_y_~z~",
+    "| | |",
+    "",
+)
+
+
+def test_hostile_labels_stay_text(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "text-classification")
+    for labels in (HOSTILE[:12], HOSTILE + ("some", "more")):
+        rewritten(folder / "export.json", Exported, labels=labels)
+        page = shown(text_of(card.write(folder)))
+        check_harmless(page)
+        found = re.findall(r"<code>(.*?)</code>", re.split(r"<h2>(?=Labels|Fidelity)", page)[1], re.S)
+        assert [html.unescape(text) for text in found[-len(labels) :]] == [card.clean(label) for label in labels]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_inputs_and_remarks_stay_text(folder: Path, text: str) -> None:
+    report = records.read(folder / "report.json", Report)
+    bars = [
+        replace(bar, measures=tuple(replace(m, worst=text, inputs=text) for m in bar.measures))
+        for bar in report.fidelity
+    ]
+    rewritten(folder / "report.json", Report, fidelity=tuple(bars), not_measured=(text,))
+    page = shown(text_of(card.write(folder)))
+    check_harmless(page)
+    assert len(re.findall(r"<td[^>]*><code>sentence_embedding</code></td>", page)) == 9
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_source_stays_text(folder: Path, text: str) -> None:
+    rewritten(folder / "source.json", Source, id=f"{text}/x{text}")
+    fields = CardFields("apache-2.0", text, text, (text,), text)
+    rewritten(folder / "source.json", Source, card=fields)
+    (folder / "source" / "config.json").write_text(json.dumps({"pad_token_id": text}))
+    (folder / "source" / "tokenizer_config.json").write_text(json.dumps({"mask_token": {"content": text}}))
+    written = text_of(card.write(folder))
+    front = front_matter(written)
+    assert front["license"] == "apache-2.0"
+    assert not front.keys() & {"license_name", "license_link", "language", "base_model"}
+    check_harmless(shown(written))
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_hostile_mask_token_stays_a_string(tmp_path: Path, text: str) -> None:
+    folder = job_folder(tmp_path, "fill-mask")
+    (folder / "source" / "tokenizer_config.json").write_text(json.dumps({"mask_token": text}))
+    written = text_of(card.write(folder))
+    check_harmless(shown(written))
+    strings = [node.value for node in ast.walk(ast.parse(fence(written, "python"))) if isinstance(node, ast.Constant)]
+    assert card.clean(f"Paris is the capital of {text}.") in strings
+
+
+def test_hostile_licence_file_name(tmp_path: Path) -> None:
+    name = "LICENSE](javascript:alert(1)) `|<b>"
+    check_harmless(shown(text_of(card.write(job_folder(tmp_path, legal={name: "text"})))))
+
+
+TAGS = {"h1", "h2", "h3", "p", "a", "code", "em", "pre", "ul", "li", "img", "details", "summary"}
+TAGS |= {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+def check_harmless(page: str) -> None:
+    """Of HTML only what our own template writes, and links only to where it links."""
+    tags = set(re.findall(r"</?([a-zA-Z!][\w-]*)", page))
+    assert tags <= TAGS, tags - TAGS
+    targets = re.findall(r'(?:href|src)="([^"]*)"', page)
+    ours = r"#fidelity|https://huggingface\.co/[\w./-]+|https://github\.com/huggingface/swift-transformers"
+    for target in targets:
+        assert re.fullmatch(ours + r"|assets/[\w.-]+\.png|reports/report\.json|LICENSE[\w%()]*", target), target
+    assert "49" not in re.findall(r"<code>(.*?)</code>", page)
+    assert page.count("<h2>") in (6, 7)
+
+
+# ---- the examples
+
+
+@pytest.mark.parametrize("task", list(MODELS))
+def test_python_example_runs(
+    tmp_path: Path, task: Task, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The example as it stands, with the real tokenizers; only Core ML and the download are stood in for."""
+    release = card.write(job_folder(tmp_path, task, lengths=(32, 64)))
+    seen = run_example(release, task, monkeypatch)
+    function = records.read(release / "conversion.json", Conversion).packages[0].functions[-1]
+    for inputs in seen:
+        assert {name: (a.shape, str(a.dtype)) for name, a in inputs.items()} == {
+            t.name: (t.shape, t.dtype) for t in function.inputs
+        }
+        rows = [inputs[name].reshape(-1, 64) for name in ("input_ids", "attention_mask")]
+        assert ((rows[0] != 0) == (rows[1] == 1)).all()
+        assert (rows[0][:, 0] == 2).all()  # [CLS]
+        assert 1 not in rows[0][rows[1] == 1]  # every word of the examples is in the test's vocabulary
+        if task in ("question-answering", "next-sentence-prediction", "multiple-choice"):
+            assert set(inputs["token_type_ids"].ravel().tolist()) == {0, 1}
+    assert capsys.readouterr().out.strip()
+
+
+def test_python_example_without_tokenizer_json(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = job_folder(tmp_path, "fill-mask")
+    vocabulary = json.loads((folder / "source" / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "source" / "vocab.txt").write_text("\n".join(vocabulary))
+    source = records.read(folder / "source.json", Source)
+    files = [replace(f, path="vocab.txt") if f.path == "tokenizer.json" else f for f in source.files]
+    rewritten(folder / "source.json", Source, files=tuple(files))
+    release = card.write(folder)
+    assert not (release / "tokenizer.json").exists()
+    (inputs,) = run_example(release, "fill-mask", monkeypatch)
+    assert inputs["input_ids"].shape == (1, 128)
+    assert (inputs["input_ids"] == 4).sum() == 1  # [MASK]
+    assert "needs a `tokenizer.json`" in section(text_of(release), "### Swift")
+
+
+def run_example(release: Path, task: Task, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the model is given while the Python example runs."""
+    seen: list[dict[str, Any]] = []
+    functions = records.read(release / "conversion.json", Conversion).packages[0].functions
+
+    class MLModel:
+        def __init__(self, path: str, compute_units: object, function_name: str | None = None) -> None:
+            assert (Path(path) / "Manifest.json").is_file()
+            self.function = next(f for f in functions if len(functions) == 1 or f.name == function_name)
+
+        def predict(self, inputs: dict[str, Any]) -> dict[str, Any]:
+            seen.append(inputs)
+            draw = np.random.default_rng(len(seen))
+            return {t.name: draw.normal(size=t.shape).astype(np.float16) for t in self.function.outputs}
+
+    coremltools, models = types.ModuleType("coremltools"), types.ModuleType("coremltools.models")
+    vars(coremltools)["ComputeUnit"] = types.SimpleNamespace(CPU_AND_NE="CPU_AND_NE")
+    vars(models)["MLModel"] = MLModel
+    monkeypatch.setitem(sys.modules, "coremltools", coremltools)
+    monkeypatch.setitem(sys.modules, "coremltools.models", models)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: str(release))
+    example = release.parent / "example.py"
+    example.write_text(fence(text_of(release), "python"))
+    runpy.run_path(str(example))
+    return seen
+
+
+@pytest.mark.parametrize("task", list(MODELS))
+def test_swift_example_is_whole(tmp_path: Path, task: Task) -> None:
+    """No compiler here: brackets close, the contract's names are there, and nothing of Markdown's escapes is."""
+    folder = job_folder(tmp_path, task)
+    swift = fence(text_of(card.write(folder)), "swift")
+    for opening, closing in ("()", "[]", "{}"):
+        assert swift.count(opening) == swift.count(closing)
+    assert not re.search(r"\\[\[\]_*]|&\w+;", swift)
+    function = records.read(folder / "export.json", Exported).packages[0].functions[0]
+    for name in (t.name for t in function.inputs):
+        assert f'"{name}": tensor(' in swift
+    assert max(map(len, swift.splitlines())) <= 90
+
+
+def test_swift_has_no_pairs_without_token_types(tmp_path: Path) -> None:
+    text = text_of(card.write(job_folder(tmp_path, "question-answering", types=False)))
+    assert "```swift" not in text
+    assert "post_processor" in section(text, "### Swift")
+
+
+# ---- a card alone
+
+
+@pytest.fixture
+def refreshed(folder: Path) -> Path:
+    """A job's folder for a card-only update: upstream has a new card and a licence file."""
+    shutil.copytree(card.write(folder), folder / "previous", ignore=shutil.ignore_patterns("*.mlpackage"))
+    for name in ("release", "all-MiniLM-L6-v2.float16.mlpackage"):
+        shutil.rmtree(folder / name)
+    for name in ("export.json", "report.json"):
+        (folder / name).unlink()
+    (folder / "source" / "LICENSE").write_text("Apache License")
+    source = records.read(folder / "source.json", Source)
+    new = RemoteFile("LICENSE", 14, git("Apache License"), False)
+    rewritten(
+        folder / "source.json",
+        Source,
+        commit="f" * 40,
+        files=(*source.files, new),
+        card=replace(source.card, language=("en", "de")),
+    )
+    return folder
+
+
+def test_refresh(refreshed: Path) -> None:
+    previous = records.read(refreshed / "previous" / "conversion.json", Conversion)
+    release = card.refresh(refreshed)
+    conversion = records.read(release / "conversion.json", Conversion)
+    fresh = records.read(refreshed / "source.json", Source)
+    assert front_matter(text_of(release))["language"] == ["en", "de"]
+    assert (release / "LICENSE").read_text() == "Apache License"
+    assert conversion.source.card == fresh.card
+    legal = layout.legal(fresh.files)
+    digest = keys.presentation_digest()
+    assert conversion.card_key == keys.card_key(fresh.card, legal, previous.verify_key, digest) != previous.card_key
+    assert layout.legal(conversion.source.files) == legal
+    # What the packages are made of, and from which commit, is as it was.
+    assert conversion.source.commit == COMMIT
+    assert conversion.packages == previous.packages
+    assert (refreshed / "report.json").read_bytes() == (refreshed / "previous" / "reports" / "report.json").read_bytes()
+
+
+def test_refresh_carries_the_sums_of_the_packages(refreshed: Path) -> None:
+    release = card.refresh(refreshed)
+    old, new = (
+        dict(line.split("  ")[::-1] for line in (f / "SHA256SUMS").read_text().splitlines())
+        for f in (refreshed / "previous", release)
+    )
+    packaged = {name: digest for name, digest in old.items() if ".mlpackage/" in name}
+    assert len(packaged) == 2
+    assert packaged.items() <= new.items()
+    assert not list(release.glob("*.mlpackage"))
+    assert new.keys() - old.keys() == {"LICENSE"}
+    publish.read_release(release, records.read(release / "conversion.json", Conversion))
+
+
+def test_refresh_of_the_same_card_is_the_same_card(folder: Path) -> None:
+    release = card.write(folder)
+    shutil.copytree(release, folder / "previous", ignore=shutil.ignore_patterns("*.mlpackage"))
+    before = {p.name: p.read_bytes() for p in release.iterdir() if p.is_file()}
+    assert {p.name: p.read_bytes() for p in card.refresh(folder).iterdir() if p.is_file()} == before
+
+
+def test_refresh_needs_the_sums_of_every_package(refreshed: Path) -> None:
+    sums = refreshed / "previous" / "SHA256SUMS"
+    sums.write_text("".join(line for line in sums.read_text().splitlines(True) if ".mlpackage/" not in line))
+    with pytest.raises(BadInput, match="no line for all-MiniLM-L6-v2.float16.mlpackage"):
+        card.refresh(refreshed)
+    assert not (refreshed / "release").exists()
