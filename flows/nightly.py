@@ -1,0 +1,130 @@
+"""The night: read the manifests, ask the Hub, plan, and do each job; one failing model stops no other.
+
+A job is fetched and published in this process, which holds the token and runs no model code, and built in a child
+process, which runs model code and has no token.
+"""
+
+import shutil
+import time
+from collections.abc import Callable
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.tasks import exponential_backoff
+
+from flows import child
+from hft2ane import card, publish, records, source
+from hft2ane.errors import Hft2aneError, Unavailable
+from hft2ane.hub import Hub
+from hft2ane.manifest import read_manifests
+from hft2ane.plan import plan
+from hft2ane.records import Job, Outcome, Published, Report, Run, Wanted, silent
+
+BUILD_TIMEOUT = 3600.0
+
+# Told of each job's progress: (model id, what it does, share done). Set by whoever shows it.
+Watcher = Callable[[str, str, float], None]
+watcher: ContextVar[Watcher] = ContextVar("watcher", default=lambda model, what, share: None)
+hub_of_run: ContextVar[Hub] = ContextVar("hub_of_run")
+
+
+class NightlyFailed(Hft2aneError):
+    """The run's other models are published all the same; run.json says what happened to each."""
+
+
+def transient(_: Any, __: Any, state: Any) -> bool:
+    """The surroundings failed, not the model: worth another try."""
+    return isinstance(state.result(raise_on_failure=False), Unavailable)
+
+
+retrying: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(2),
+    "retry_condition_fn": transient,
+}
+
+fetch_task = task(name="fetch", **retrying)(source.fetch)
+build_task = task(name="build", cache_policy=NO_CACHE)(child.build)
+card_task = task(name="card", cache_policy=NO_CACHE)(card.refresh)
+publish_task = task(name="publish", **retrying)(publish.publish)
+
+
+@flow(name="nightly", validate_parameters=False)
+def nightly(manifests: list[str], organization: str | None, work: str, only: list[str] | None = None) -> Run:
+    """Everything that the manifests want and the Hub does not have. NightlyFailed: see `work`/run.json."""
+    started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
+    wanted = [w for w in read_manifests([Path(m) for m in manifests], organization) if not only or w.id in only]
+    paused = {w.id for w in wanted if w.paused}
+    outcomes = tuple(do(job, folder, hub) for job in look_and_plan(wanted, hub))
+    failed = tuple(o.id for o in outcomes if o.status == "failed" or (o.status == "blocked" and o.id not in paused))
+    run = Run(outcomes, failed, round(time.monotonic() - started, 1))
+    records.write(folder / "run.json", run)
+    if failed:
+        raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models were not converted: {', '.join(failed)}")
+    return run
+
+
+def look_and_plan(wanted: list[Wanted], hub: Hub) -> list[Job]:
+    """The plan against the world as it is now."""
+    upstream = hub.look_all((w.id, w.revision) for w in wanted if not w.paused)
+    published = hub.conversions(w.repo for w in wanted if not w.paused)
+    return plan(wanted, upstream, published)
+
+
+def do(job: Job, work: Path, hub: Hub) -> Outcome:
+    """One job from plan to Hub; a failure is an outcome."""
+    if job.action in ("skip", "blocked"):
+        return Outcome(job.id, job.repo, job.action, job.why, job.action)
+    started, folder = time.monotonic(), work / job.repo.replace("/", "--")
+    tell = watcher.get()
+    begin(folder, job)
+
+    def at(first: float, last: float) -> records.Progress:
+        return lambda what, share: tell(job.id, what, first + (last - first) * share)
+
+    try:
+        fetch_task(folder, hub, at(0, 0.2))
+        if job.action == "card":
+            card_task(folder, silent)
+        else:
+            build_task(folder, work / "run.log", BUILD_TIMEOUT, at(0.2, 0.85))
+        published = publish_task(folder, hub, at(0.85, 1))
+    except Hft2aneError as err:
+        tell(job.id, "failed", 1.0)
+        seconds = round(time.monotonic() - started, 1)
+        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=str(err), seconds=seconds)
+    tell(job.id, "published", 1.0)
+    return outcome(job, folder, published, round(time.monotonic() - started, 1))
+
+
+def begin(folder: Path, job: Job) -> None:
+    """The job's folder with its job.json. Of an earlier job only source/ stays, whose right files are not fetched again."""
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if old.name != "source":
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+    records.write(folder / "job.json", job)
+
+
+def outcome(job: Job, folder: Path, published: Published, seconds: float) -> Outcome:
+    """The figures of a finished job, from its folder."""
+    report = records.read(folder / "report.json", Report)
+    rewrite = [f.psnr_min for f in report.fidelity if f.what == "rewrite"]
+    artefact = [f.psnr_min for f in report.fidelity if f.what != "rewrite"]
+    conversion = records.read(folder / "release" / "conversion.json", records.Conversion)
+    return Outcome(
+        id=job.id,
+        repo=job.repo,
+        action=job.action,
+        why=job.why,
+        status="published" if published.changed else "unchanged",
+        task=conversion.task,
+        rewrite=min(rewrite),
+        artefact=min(artefact),
+        size=sum(p.size for p in conversion.packages),
+        tag=published.tag,
+        seconds=seconds,
+    )

@@ -1,0 +1,336 @@
+"""The command line: one command a step, and `plan`, `run`, `convert`, `inspect`, `demo`."""
+
+import argparse
+import json
+import logging
+import os
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from hft2ane import records
+from hft2ane.errors import BadInput, Hft2aneError
+from hft2ane.records import Gates, Job, Progress, Recipe
+
+EXAMPLES = """\
+examples:
+  hft2ane plan                                               what tonight would do, and why
+  hft2ane convert sentence-transformers/all-MiniLM-L6-v2 --out minilm
+  hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
+  hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
+  hft2ane run --organization my-org                          plan, convert, verify, publish
+
+A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: done; 1: a model or a gate failed; 2: bad input; 75: the surroundings failed, try again."""
+    options = parser().parse_args(arguments)
+    command: Callable[[argparse.Namespace], int] = options.command
+    try:
+        return command(options)
+    except Hft2aneError as err:
+        return tell_error(err, options)
+    except KeyboardInterrupt:
+        print("hft2ane: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def tell_error(err: Hft2aneError, options: argparse.Namespace) -> int:
+    if getattr(options, "json", False) and options.command is build:
+        print(json.dumps({"error": {"kind": type(err).__name__, "text": str(err)}}), flush=True)
+    if options.debug:
+        traceback.print_exception(err)
+    else:
+        print(f"hft2ane: {err}", file=sys.stderr)
+    return err.exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="hft2ane",
+        description="Hugging Face Transformers, ready-made for the Apple Neural Engine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(name: str, command: Callable[[argparse.Namespace], int], about: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=about, description=about)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.set_defaults(command=command)
+        return sub
+
+    for name, command, about in (
+        ("plan", plan, "Show what would be done, and why; write nothing."),
+        ("run", run, "Plan and do it: convert, verify and publish what is new or changed."),
+    ):
+        sub = add(name, command, about)
+        sub.add_argument(
+            "--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml"
+        )
+        sub.add_argument("--organization", help="publish there instead of where the manifests say")
+        sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+        if name == "plan":
+            sub.add_argument("--json", action="store_true", help="the plan as JSON")
+            sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
+        else:
+            sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
+
+    sub = add("convert", convert, "Convert one model, Hub id or local folder, up to its card; publish nothing.")
+    sub.add_argument("source", metavar="SOURCE", help="a Hub id, or a folder with config.json and model.safetensors")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to make; the result is in OUT/release")
+    sub.add_argument("--revision", default="main", help="branch, tag or commit on the Hub (default: main)")
+    sub.add_argument("--task", choices=sorted(records.TASKS), help="default: what the checkpoint names")
+    sub.add_argument("--lengths", type=lengths, default=(128,), help="token lengths, e.g. 32,64 (default: 128)")
+    sub.add_argument("--license", help="the licence of a local folder that does not name one")
+
+    for name, command, about in (
+        ("fetch", fetch, "Step 1 on a job folder: take the pinned files."),
+        ("export", export, "Step 2: write the packages."),
+        ("verify", verify, "Step 3: measure them against the original."),
+        ("card", card, "Step 4: write the card and the release folder."),
+        ("publish", publish, "Step 5: put the release on the Hub."),
+        ("build", build, "Steps 2 to 4 in one process."),
+    ):
+        sub = add(name, command, about)
+        sub.add_argument("folder", type=Path, metavar="FOLDER", help="a job folder (see plan --jobs)")
+        if name == "build":
+            sub.add_argument(
+                "--json", action="store_true", help="progress and error as JSON lines; end when stdin ends"
+            )
+
+    sub = add("inspect", inspect, "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.")
+    sub.add_argument("package", type=Path, metavar="PACKAGE")
+    sub.add_argument("--json", action="store_true")
+
+    sub = add("demo", demo, "The whole pipeline on real models and a Hub on this machine.")
+    sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
+    return top
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or found[0] < records.LEAST_LENGTH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of token lengths of at least {records.LEAST_LENGTH}, e.g. 32,64"
+        )
+    return found
+
+
+# ---- the plan and the night
+
+
+def plan(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.manifest import read_manifests
+    from hft2ane.plan import plan as make_plan
+
+    wanted = [
+        w for w in read_manifests(paths(options), options.organization) if not options.only or w.id in options.only
+    ]
+    check_only(options, [w.id for w in wanted])
+    hub = Hub()
+    upstream = hub.look_all((w.id, w.revision) for w in wanted if not w.paused)
+    jobs = make_plan(wanted, upstream, hub.conversions(w.repo for w in wanted if not w.paused))
+    if options.jobs:
+        for job in jobs:
+            if job.action not in ("skip", "blocked"):
+                records.write(options.jobs / job.repo.replace("/", "--") / "job.json", job)
+    if options.json:
+        print(json.dumps([asdict(job) for job in jobs], indent=2))
+    else:
+        from hft2ane.terminal import show_plan
+
+        show_plan(jobs)
+    return 0
+
+
+def paths(options: argparse.Namespace) -> list[Path]:
+    return [Path(path) for path in options.manifests]
+
+
+def check_only(options: argparse.Namespace, found: Sequence[str]) -> None:
+    if missing := [id for id in options.only or () if id not in found]:
+        raise BadInput(f"--only {', '.join(missing)}: no manifest names it")
+
+
+def run(options: argparse.Namespace) -> int:
+    from flows.local import night
+    from hft2ane.manifest import read_manifests
+    from hft2ane.terminal import show_run
+
+    check_only(options, [w.id for w in read_manifests(paths(options), options.organization)])
+    outcome = night(options.manifests, options.organization, options.work, options.only)
+    show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
+    return 1 if outcome.failed else 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    from hft2ane.demo import demo as show
+
+    return show(options.out)
+
+
+# ---- one model
+
+
+def convert(options: argparse.Namespace) -> int:
+    from hft2ane.terminal import bar, show_release
+
+    quieten()
+    with bar(options.source) as progress:
+        take_source(options, lambda what, share: progress(what, 0.1 * share))
+        steps(options.out, lambda what, share: progress(what, 0.1 + 0.9 * share))
+    show_release(options.out, options.out / "release")
+    return 0
+
+
+def take_source(options: argparse.Namespace, progress: Progress) -> None:
+    """job.json, source/ and source.json for a Hub id or a local folder, in a new or an earlier job's folder."""
+    from hft2ane import source
+    from hft2ane.layout import select
+
+    out: Path = options.out
+    if out.exists() and any(out.iterdir()) and not (out / "job.json").is_file():
+        raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
+    recipe = Recipe(task=options.task, lengths=options.lengths)
+    local = Path(options.source)
+    job = Job("create", "asked for on the command line", options.source, "", None, (), recipe, Gates(), options.license)
+    if local.is_dir():
+        name = f"local/{local.resolve().name}"
+        records.write(out / "job.json", replace(job, id=name, repo=f"{name}-ane"))
+        taken = source.take(out, local, name)
+        if options.license and not taken.card.license:
+            records.write(out / "source.json", replace(taken, card=replace(taken.card, license=options.license)))
+        return
+    from hft2ane.hub import Hub
+
+    hub = Hub()
+    upstream = hub.look(options.source, options.revision)
+    repo = f"your-organization/{upstream.id.rpartition('/')[2]}-ane"
+    records.write(
+        out / "job.json",
+        replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)),
+    )
+    source.fetch(out, hub, progress)
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from hft2ane import source
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        source.fetch(options.folder, Hub(), progress)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import export as step
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        step.export(options.folder, progress)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import verify as step
+    from hft2ane.terminal import bar
+    from hft2ane.terminal import show_report
+
+    with bar(options.folder.name) as progress:
+        report = step.verify(options.folder, progress)
+    show_report(report)
+    return 0
+
+
+def card(options: argparse.Namespace) -> int:
+    from hft2ane import card as step
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        release = step.write(options.folder, progress)
+    print(release)
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    from hft2ane import publish as step
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        published = step.publish(options.folder, Hub(), progress)
+    print(
+        f"{published.repo}@{published.tag} {'published' if published.changed else 'was there already'}: {published.url}"
+    )
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    quieten()
+    if options.json:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
+        steps(options.folder, tell_json)
+    else:
+        from hft2ane.terminal import bar
+
+        with bar(options.folder.name) as progress:
+            steps(options.folder, progress)
+    return 0
+
+
+def steps(folder: Path, progress: Progress) -> None:
+    """Export, verify and card, as shares of one whole."""
+    from hft2ane import card, export, verify
+
+    export.export(folder, lambda what, share: progress(what, 0.3 * share))
+    verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
+    card.write(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+
+
+def tell_json(what: str, share: float) -> None:
+    print(json.dumps({"what": what, "share": round(share, 3)}), flush=True)
+
+
+def end_with_stdin() -> None:
+    """Whoever started us holds the other end; when it closes they are gone, and so are we."""
+    os.read(0, 1)
+    os._exit(75)
+
+
+def quieten() -> None:
+    """coremltools logs at import which of its macOS libraries are not there."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)
+
+
+def inspect(options: argparse.Namespace) -> int:
+    from hft2ane.mil.inspect import inspect as look
+    from hft2ane.package import digest
+    from hft2ane.terminal import show_package
+
+    summary, identity = look(options.package), digest(options.package)
+    if options.json:
+        print(json.dumps({**asdict(summary), "digest": identity}, indent=2, default=dict))
+    else:
+        show_package(options.package, summary, identity)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,203 @@
+"""What people see in a terminal: progress bars and tables."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Literal
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from hft2ane import records
+from hft2ane.records import Exported, Job, Report, Run
+
+if TYPE_CHECKING:  # it brings torch
+    from hft2ane.mil.inspect import Summary
+
+STYLES = {
+    "create": "green",
+    "convert": "green",
+    "card": "cyan",
+    "published": "green",
+    "unchanged": "dim",
+    "skip": "dim",
+    "blocked": "yellow",
+    "failed": "red",
+}
+
+
+class Screen:
+    """Where the user looks: standard output, or what it was before it was sent elsewhere."""
+
+    def __init__(self) -> None:
+        self.descriptor: int | None = None
+
+    def __call__(self) -> Console:
+        if self.descriptor is None:
+            return Console(file=sys.stdout, width=width(sys.stdout.fileno() if sys.stdout.isatty() else None))
+        file = os.fdopen(os.dup(self.descriptor), "w", encoding="utf-8")
+        return Console(file=file, width=width(self.descriptor), force_terminal=os.isatty(self.descriptor))
+
+    @contextlib.contextmanager
+    def at(self, descriptor: int) -> Iterator[None]:
+        self.descriptor = descriptor
+        try:
+            yield
+        finally:
+            self.descriptor = None
+
+
+screen = Screen()
+
+
+def width(descriptor: int | None) -> int | None:
+    """The terminal's, where there is one; else enough for a plan, since nothing wraps a file."""
+    return None if descriptor is not None and os.isatty(descriptor) else 160
+
+
+class Bars:
+    """One bar a model. Called with model id, what it does, and the share done; without a terminal, a line a finished one."""
+
+    def __init__(self, console: Console) -> None:
+        self.progress = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.fields[model]}"),
+            BarColumn(24),
+            TextColumn("{task.fields[what]}", style="dim"),
+            TimeElapsedColumn(),
+            console=console,
+            transient=not console.is_terminal,
+        )
+        self.tasks: dict[str, TaskID] = {}
+
+    def __enter__(self) -> Bars:
+        self.progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.stop()
+
+    def begin(self, model: str, what: str = "") -> None:
+        self.tasks[model] = self.progress.add_task("", total=1.0, model=escape(model), what=what)
+
+    def end(self, model: str, what: str = "done") -> None:
+        self.progress.update(self.tasks[model], completed=1.0, what=what)
+
+    def __call__(self, model: str, what: str, share: float) -> None:
+        if "plan" in self.tasks and model not in self.tasks:
+            self.end("plan")
+        if model not in self.tasks:
+            self.begin(model)
+        self.progress.update(self.tasks[model], completed=share, what=escape(what))
+
+
+@contextlib.contextmanager
+def bar(model: str) -> Iterator[records.Progress]:
+    """One bar, on standard error so that standard output stays clean."""
+    with Bars(Console(stderr=True)) as bars:
+        yield lambda what, share: bars(model, what, share)
+
+
+def table(title: str | None, *columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
+    """`whole` columns are never folded."""
+    made = Table(
+        title=title, title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 2, 0, 0)
+    )
+    for column in columns:
+        justify: Literal["left", "right"] = "right" if column in right else "left"
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
+    return made
+
+
+def styled(word: str) -> str:
+    return f"[{STYLES[word]}]{word}[/]"
+
+
+def show_plan(jobs: Sequence[Job]) -> None:
+    made = table(None, "", "model", "to", "why")
+    for job in jobs:
+        made.add_row(styled(job.action), escape(job.id), escape(job.repo), escape(job.why))
+    screen().print(made if jobs else "No manifest names a model.")
+
+
+def show_run(run: Run, title: str) -> None:
+    """One row a model: what was done and why, how exact it is, where it is."""
+    right = ("rewrite dB", "package dB", "MB", "s")
+    made = table(
+        title, "model", "task", "done", "why", *right, "published as", right=right, whole=("model", "published as")
+    )
+    for o in run.outcomes:
+        made.add_row(
+            escape(o.id),
+            o.task or "",
+            styled(o.status),
+            escape(o.error or o.why),
+            number(o.rewrite, 1),
+            number(o.artefact, 1),
+            number(None if o.size is None else o.size / 1e6, 1),
+            number(o.seconds or None, 1),
+            escape(f"{o.repo}@{o.tag}") if o.tag else "",
+        )
+    screen().print(made)
+
+
+def number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
+
+
+def show_report(report: Report) -> None:
+    title = f"{report.protocol}: PSNR in dB against transformers in fp32"
+    right = ("tokens", "rows", "all", "worst row", "median", "top-1")
+    made = table(title, "", "by", "output", "tokens", "inputs", *right[1:], right=right)
+    for bar_ in report.fidelity:
+        for m in bar_.measures:
+            agreed = "" if m.top1 is None else f"{m.top1:.1%}"
+            figures = (f"{m.psnr:.1f}", f"{m.psnr_min:.1f}", f"{m.psnr_median:.1f}", agreed)
+            made.add_row(bar_.what, bar_.backend, m.output, str(m.length), m.inputs, str(m.rows), *figures)
+    screen().print(made)
+    for text in report.not_measured:
+        screen().print(f"[dim]Not measured here: {escape(text)}[/]")
+
+
+def show_release(folder: Path, release: Path) -> None:
+    """What `convert` made, in a few lines."""
+    exported, report = records.read(folder / "export.json", Exported), records.read(folder / "report.json", Report)
+    console = screen()
+    for package in exported.packages:
+        console.print(f"[bold]{escape(str(release / package.file))}[/]")
+        console.print(f"  {package.size / 1e6:.1f} MB, from {package.minimum_os}")
+    for bar_ in report.fidelity:
+        figures = f"{bar_.psnr_min:6.1f} dB at least, {bar_.psnr_median:.1f} dB median"
+        console.print(f"  {bar_.what:10} {figures} ({bar_.backend})")
+    console.print(f"  card       {escape(str(release / 'README.md'))}")
+    for text in report.not_measured:
+        console.print(f"  [dim]not measured here: {escape(text)}[/]")
+
+
+def show_package(path: Path, summary: Summary, identity: str) -> None:
+    console = screen()
+    console.print(f"[bold]{escape(path.name)}[/]  {summary.weight_bytes / 1e6:.1f} MB of weights, specification "
+                  f"{summary.specification_version}")  # fmt: skip
+    console.print(f"digest  {identity}")
+    for function in summary.functions:
+        mark = " (default)" if function.name == summary.default and len(summary.functions) > 1 else ""
+        made = table(f"\nfunction {function.name}{mark}", "", "name", "shape", "type")
+        for kind, features in (("in", function.inputs), ("out", function.outputs)):
+            for feature in features:
+                made.add_row(kind, feature.name, " × ".join(map(str, feature.shape)), feature.dtype)
+        console.print(made)
+        counts = ", ".join(f"{count} {op}" for op, count in function.ops.items())
+        console.print(f"operations  {counts}")
+    made = table("\nmetadata", "", "")
+    for key, value in sorted(summary.metadata.items()):
+        made.add_row(escape(key), escape(value))
+    console.print(made)

@@ -1,0 +1,61 @@
+"""What several test files need: an isolated environment, a Hub on this machine, and a tiny checkpoint."""
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+# Read when the libraries are imported, so before anything else.
+os.environ |= {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "DO_NOT_TRACK": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "300",
+}
+for name in ("HF_TOKEN", "HF_ENDPOINT", "PREFECT_API_URL", "PREFECT_PROFILE"):
+    os.environ.pop(name, None)
+
+from hft2ane.localhub import LocalHub  # noqa: E402 - after the environment is set
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiou")]
+
+Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[LocalHub]:
+    with LocalHub(tmp_path / "hub") as local:
+        yield local
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """Writes a folder as on the Hub: a tiny model with loud weights, its tokenizer, and a card that names a licence."""
+
+    def write(original: str = "BertModel", license: str | None = "mit", seed: int = 0, **changes: Any) -> Path:
+        import torch
+        import transformers
+
+        folder = tmp_path_factory.mktemp("checkpoint")
+        sizes: dict[str, Any] = {
+            "vocab_size": len(WORDS),
+            "hidden_size": 24,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "intermediate_size": 40,
+            "max_position_embeddings": 64,
+        }
+        torch.manual_seed(seed)
+        model = getattr(transformers, original)(transformers.BertConfig(**sizes | changes))
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        model.save_pretrained(folder)
+        (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+        transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+        if license:
+            (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n\n# Tiny\n")
+        return folder
+
+    return write
