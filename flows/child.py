@@ -11,7 +11,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from hft2ane import errors
 from hft2ane.records import Progress
@@ -38,12 +38,12 @@ def build(folder: Path, log: Path, timeout: float, progress: Progress) -> None:
     late = threading.Event()
     assert process.stdout is not None
     with killed_after(process, timeout, late):
-        failure = listen(process.stdout, progress)
+        failure = listen(process.stdout, log, progress)
     shutil.rmtree(temporary, ignore_errors=True)
     if late.is_set():
         raise errors.Hft2aneError(f"no result after {timeout:g} s: stopped")
     if failure:
-        raise getattr(errors, failure["kind"])(failure["text"])
+        raise failure
     if process.returncode:
         how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
         raise errors.Hft2aneError(f"the conversion ended with {how}; its last words are in {log}")
@@ -73,13 +73,30 @@ def kill_group(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def listen(lines: IO[str], progress: Progress) -> dict[str, str] | None:
-    """Passes progress on; the error the child ends with, if it does."""
+def listen(lines: IO[str], log: Path, progress: Progress) -> errors.Hft2aneError | None:
+    """Passes progress on, and the error the child ends with, if it does. What a library printed goes to the log."""
     failure = None
     for line in lines:
-        message = json.loads(line)
-        if "error" in message:
-            failure = message["error"]
+        message = parsed(line)
+        if "share" in message:
+            progress(str(message["what"]), float(message["share"]))
+        elif "error" in message:
+            failure = error(message["error"])
         else:
-            progress(message["what"], message["share"])
+            with log.open("a") as file:
+                file.write(line)
     return failure
+
+
+def parsed(line: str) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):
+        message = json.loads(line)
+        if isinstance(message, dict):
+            return message
+    return {}
+
+
+def error(told: dict[str, str]) -> errors.Hft2aneError | None:
+    """The error by the name of its class; None: a name that is none of ours."""
+    kind = getattr(errors, told["kind"], None)
+    return kind(told["text"]) if isinstance(kind, type) and issubclass(kind, errors.Hft2aneError) else None

@@ -102,7 +102,7 @@ def do(job: Job, work: Path, hub: Hub) -> Outcome:
 
 
 def begin(folder: Path, job: Job) -> None:
-    """The job's folder with its job.json. Of an earlier job only source/ stays, whose right files are not fetched again."""
+    """The job's folder with its job.json. Of an earlier job only source/ stays: its right files need no download."""
     for old in folder.iterdir() if folder.is_dir() else ():
         if old.name != "source":
             shutil.rmtree(old) if old.is_dir() else old.unlink()

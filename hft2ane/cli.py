@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from hft2ane import records
@@ -32,6 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     command: Callable[[argparse.Namespace], int] = options.command
     try:
+        check_installed(command)
         return command(options)
     except Hft2aneError as err:
         return tell_error(err, options)
@@ -41,6 +43,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
+    """BadInput when the command needs a half of hft2ane that is not installed."""
+    extras = {"convert": {convert, export, verify, card, build, inspect, run, demo}, "flows": {run, demo}}
+    library = {"convert": "coremltools", "flows": "prefect"}
+    if missing := [extra for extra, users in extras.items() if command in users and not find_spec(library[extra])]:
+        raise BadInput(f"this command needs more than the light half: pip install 'hft2ane[{','.join(missing)}]'")
 
 
 def tell_error(err: Hft2aneError, options: argparse.Namespace) -> int:
@@ -250,8 +260,7 @@ def export(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import verify as step
-    from hft2ane.terminal import bar
-    from hft2ane.terminal import show_report
+    from hft2ane.terminal import bar, show_report
 
     with bar(options.folder.name) as progress:
         report = step.verify(options.folder, progress)

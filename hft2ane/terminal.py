@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -37,33 +37,25 @@ class Screen:
     """Where the user looks: standard output, or what it was before it was sent elsewhere."""
 
     def __init__(self) -> None:
-        self.descriptor: int | None = None
+        self.kept: TextIO | None = None
 
     def __call__(self) -> Console:
-        if self.descriptor is None:
-            return Console(file=sys.stdout, width=width(sys.stdout.fileno() if sys.stdout.isatty() else None))
-        file = os.fdopen(os.dup(self.descriptor), "w", encoding="utf-8")
-        return Console(file=file, width=width(self.descriptor), force_terminal=os.isatty(self.descriptor))
+        file = self.kept or sys.stdout
+        # Nothing wraps a file or a pipe, so there the width is what a table needs.
+        return Console(file=file, width=None if file.isatty() else 160)
 
     @contextlib.contextmanager
     def at(self, descriptor: int) -> Iterator[None]:
-        self.descriptor = descriptor
-        try:
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as self.kept:
             yield
-        finally:
-            self.descriptor = None
+        self.kept = None
 
 
 screen = Screen()
 
 
-def width(descriptor: int | None) -> int | None:
-    """The terminal's, where there is one; else enough for a plan, since nothing wraps a file."""
-    return None if descriptor is not None and os.isatty(descriptor) else 160
-
-
 class Bars:
-    """One bar a model. Called with model id, what it does, and the share done; without a terminal, a line a finished one."""
+    """One bar a model. Called with the model's id, what it does now, and the share done."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(

@@ -1,4 +1,4 @@
-"""The command line as people use it: each way to go wrong ends in one line, the right exit code, and nothing half-written."""
+"""The command line as people use it: each way to go wrong ends in one line and the right exit code."""
 
 import json
 import shutil
@@ -270,6 +270,12 @@ sys.modules.update(dict.fromkeys(("torch", "coremltools", "transformers", "numpy
 from hft2ane.cli import main
 raise SystemExit(main(sys.argv[1:]))
 """
+
+
+def test_what_is_not_installed_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hft2ane.cli.find_spec", lambda name: None)
+    refused(run("convert", "me/tiny", "--out", tmp_path / "x"), 2, "pip install 'hft2ane[convert]'")
+    refused(run("run"), 2, "pip install 'hft2ane[convert,flows]'")
 
 
 def test_plan_and_publish_need_no_torch(checkpoint: Checkpoint, hub: LocalHub, tmp_path: Path, run: Run) -> None:

@@ -61,7 +61,7 @@ def level(name: str) -> int:
     return next(i for i, layer in enumerate(LAYERS) if name in layer)
 
 
-@pytest.mark.parametrize(("name", "path"), [m for m in modules() if m[0] != "__init__"], ids=lambda x: str(x))
+@pytest.mark.parametrize(("name", "path"), [m for m in modules() if m[0] != "__init__"], ids=str)
 def test_imports_go_downwards(name: str, path: Path) -> None:
     for other in ours(path) - {name}:
         assert level(other) <= level(name), f"{path.name} imports {other} from above it"

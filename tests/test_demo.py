@@ -1,0 +1,84 @@
+"""The demo as a newcomer runs it: real weights, the nightly flow twice, and what it leaves behind."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.weights, pytest.mark.slow]
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+    """The folder it made, and what it printed."""
+    out = tmp_path_factory.mktemp("demo") / "demo"
+    command = [sys.executable, "-m", "hft2ane.cli", "demo", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    yield out, done.stdout
+
+
+def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
+    first, second = demo[1].split("Second run")
+    for model, task in (("all-MiniLM-L6-v2", "sentence-embedding"), ("splade-tiny", "fill-mask")):
+        row = next(line for line in first.splitlines() if f"/{model} " in line and task in line)
+        assert "published" in row
+        assert f"ane-demo/{model}-ane@v1" in row
+        rewrite, package, megabytes, seconds = map(float, re.findall(r"\d+\.\d+", row)[-4:])
+        assert rewrite > 100
+        assert package > 60
+        assert megabytes > 10
+        assert seconds > 0
+    assert second.count("skip") == 2
+    assert "published " not in second.split("Published, as")[0].split("\n", 2)[2]
+
+
+def test_nothing_else_is_said_in_between(demo: tuple[Path, str]) -> None:
+    """No word of torch, coremltools, Prefect or the Hub client: that is in the log, which is named."""
+    assert not re.search(r"warn|Torch version|scikit|Starting temporary|INFO|httpx", demo[1], re.IGNORECASE)
+    assert f"{demo[0]}/work/run.log" in demo[1].replace("\n", "")
+    assert "Beginning flow run" in (demo[0] / "work/run.log").read_text()
+
+
+def test_what_is_published_lies_there_as_plain_folders(demo: tuple[Path, str]) -> None:
+    for name in ("all-MiniLM-L6-v2", "splade-tiny"):
+        folder = demo[0] / f"published/ane-demo/{name}-ane"
+        assert (folder / "README.md").read_text().startswith("---\n")
+        for line in (folder / "SHA256SUMS").read_text().splitlines():
+            digest, path = line.split("  ", 1)
+            assert hashlib.sha256((folder / path).read_bytes()).hexdigest() == digest, path
+        conversion = json.loads((folder / "conversion.json").read_text())
+        assert (folder / conversion["packages"][0]["file"] / "Manifest.json").is_file()
+        assert (folder / "reports/report.json").is_file()
+        assert (folder / "tokenizer.json").is_file()
+
+
+def test_the_figures_of_the_real_models(demo: tuple[Path, str]) -> None:
+    """In dB over the real sentences with padding; top-1 at the masked tokens."""
+    minilm = figures(demo[0], "all-MiniLM-L6-v2", "sentences, padded")
+    assert minilm["rewrite", "token_embeddings"]["psnr_min"] >= 100
+    assert minilm["rewrite", "sentence_embedding"]["psnr_min"] >= 100
+    assert minilm["float16", "token_embeddings"]["psnr"] >= 75
+    assert minilm["float16", "sentence_embedding"]["psnr"] >= 65
+    splade = figures(demo[0], "splade-tiny", "masked sentences")
+    assert splade["rewrite", "logits"]["psnr_min"] >= 100
+    assert splade["float16", "logits"]["top1"] == 1.0
+
+
+def figures(out: Path, name: str, inputs: str) -> dict[tuple[str, str], dict[str, float]]:
+    """Measures on one kind of input, by bar and output."""
+    report = json.loads((out / f"published/ane-demo/{name}-ane/reports/report.json").read_text())
+    assert report["failures"] == []
+    return {
+        (bar["what"], measure["output"]): measure
+        for bar in report["fidelity"]
+        for measure in bar["measures"]
+        if measure["inputs"] == inputs
+    }

@@ -1,0 +1,213 @@
+"""The nightly flow on a real Prefect in this process, over a Hub on this machine; and its child process."""
+
+import json
+import os
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flows import child
+from flows.local import night
+from hft2ane import errors, records
+from hft2ane.hub import Hub
+from hft2ane.localhub import LocalHub
+from hft2ane.records import Conversion, Outcome, Run, silent
+from tests.conftest import Checkpoint
+
+MANIFEST = """\
+defaults: {publish: {organization: ane}, lengths: [16]}
+models:
+  - me/first
+  - {id: me/gpt, license: mit}
+  - {id: me/paused, status: paused, reason: upstream is being repaired}
+  - me/second
+"""
+
+
+class World:
+    """A Hub, a manifest, and a night whenever one is asked for."""
+
+    def __init__(self, folder: Path, local: LocalHub) -> None:
+        self.folder, self.local = folder, local
+        self.hub = Hub(local.url, local.token)
+        (folder / "models.yaml").write_text(MANIFEST)
+
+    def night(self) -> Run:
+        return night([str(self.folder / "models.yaml")], None, self.folder / "work", hub=self.hub)
+
+    def conversion(self, repo: str) -> Conversion:
+        found = self.hub.conversion(repo)
+        assert found
+        return found
+
+
+def of(run: Run, id: str) -> Outcome:
+    return next(outcome for outcome in run.outcomes if outcome.id == id)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("world")
+    with LocalHub(folder / "hub") as local:
+        local.add("me/first", checkpoint(seed=1))
+        local.add("me/second", checkpoint("BertForSequenceClassification", seed=2))
+        other = checkpoint(seed=3)
+        config = json.loads((other / "config.json").read_text())
+        (other / "config.json").write_text(json.dumps(config | {"model_type": "gpt2"}))
+        local.add("me/gpt", other)
+        yield World(folder, local)
+
+
+@pytest.fixture(scope="module")
+def first_night(world: World) -> Run:
+    return world.night()
+
+
+@pytest.mark.slow
+def test_one_bad_model_stops_no_other_and_the_run_says_so(world: World, first_night: Run) -> None:
+    assert {o.id: o.status for o in first_night.outcomes} == {
+        "me/first": "published",
+        "me/second": "published",
+        "me/gpt": "failed",
+        "me/paused": "blocked",
+    }
+    assert first_night.failed == ("me/gpt",)
+    assert "model_type 'gpt2'" in (of(first_night, "me/gpt").error or "")
+    assert (of(first_night, "me/first").artefact or 0) > 50
+    assert world.local.tags("ane/first-ane").keys() == {"v1"}
+    assert records.read(world.folder / "work/run.json", Run) == first_night
+
+
+@pytest.mark.slow
+def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) -> None:
+    before = len(world.local.calls())
+    again = world.night()
+    assert {o.id for o in again.outcomes if o.status == "skip"} == {"me/first", "me/second"}
+    assert of(again, "me/gpt").status == "failed"
+    assert not [call for call in world.local.calls()[before:] if call.startswith("POST")]
+
+
+@pytest.mark.slow
+def test_a_new_upstream_is_told_apart(world: World, first_night: Run, checkpoint: Checkpoint) -> None:
+    """A README edit is nothing, a card field only the card, new weights a conversion."""
+    published = world.conversion("ane/first-ane")
+    upstream = checkpoint(seed=1)
+    (upstream / "README.md").write_text("---\nlicense: mit\n---\n\n# Tiny, said better\n")
+    world.local.add("me/first", upstream)
+    assert of(world.night(), "me/first").action == "skip"
+
+    (upstream / "README.md").write_text("---\nlicense: mit\nlanguage: de\n---\n\n# Tiny\n")
+    world.local.add("me/first", upstream)
+    outcome = of(world.night(), "me/first")
+    assert (outcome.action, outcome.status, outcome.tag) == ("card", "published", "v2")
+    assert b"- de" in world.local.files("ane/first-ane")["README.md"]
+    assert world.conversion("ane/first-ane").packages == published.packages
+
+    world.local.add("me/first", checkpoint(seed=9))
+    outcome = of(world.night(), "me/first")
+    assert (outcome.action, outcome.status, outcome.tag) == ("convert", "published", "v3")
+    assert "model.safetensors" in outcome.why
+    assert world.conversion("ane/first-ane").packages != published.packages
+
+
+@pytest.mark.slow
+def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> None:
+    (world.folder / "work").rename(world.folder / "lost")
+    assert of(world.night(), "me/second").status == "skip"
+
+
+@pytest.mark.slow
+def test_the_hub_down_is_every_models_failure(world: World, first_night: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Hub, "waits", (0.0,))
+    dead = Hub("http://127.0.0.1:9", "hf_x")
+    run = night([str(world.folder / "models.yaml")], None, world.folder / "dead", hub=dead)
+    assert set(run.failed) == {"me/first", "me/second", "me/gpt"}
+
+
+# ---- the child process
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A shell script in the place of Python, for what a real conversion does only on a bad day."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(script.stat().st_mode | stat.S_IXUSR)
+    monkeypatch.setattr(sys, "executable", str(script))
+    (tmp_path / "job").mkdir()
+    return script
+
+
+def build(tmp_path: Path, timeout: float = 60) -> None:
+    child.build(tmp_path / "job", tmp_path / "log", timeout, silent)
+
+
+def gone(pid: int) -> bool:
+    for _ in range(100):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_the_child_has_no_token(stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    stand_in.write_text("#!/bin/sh\nenv >&2\n")
+    build(tmp_path)
+    environment = (tmp_path / "log").read_text()
+    assert "hf_secret" not in environment
+    assert "HF_HUB_OFFLINE=1" in environment
+    assert f"TMPDIR={tmp_path}" in environment
+    assert not list((tmp_path / "job").iterdir()), "the private temporary folder stays behind"
+
+
+def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_path: Path) -> None:
+    stand_in.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/pid\nwait\n")
+    with pytest.raises(errors.Hft2aneError, match="no result after 1 s"):
+        build(tmp_path, timeout=1)
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_child_that_is_killed_is_told_of(stand_in: Path, tmp_path: Path) -> None:
+    stand_in.write_text("#!/bin/sh\nkill -SEGV $$\n")
+    with pytest.raises(errors.Hft2aneError, match="signal 11"):
+        build(tmp_path)
+
+
+def test_the_child_s_error_keeps_its_kind(stand_in: Path, tmp_path: Path) -> None:
+    line = json.dumps({"error": {"kind": "GateFailed", "text": "12 dB"}})
+    stand_in.write_text(f"#!/bin/sh\necho '{line}'\nexit 1\n")
+    with pytest.raises(errors.GateFailed, match="12 dB"):
+        build(tmp_path)
+
+
+def test_what_is_not_ours_on_standard_output_goes_to_the_log(stand_in: Path, tmp_path: Path) -> None:
+    """A library that prints must not break the conversation."""
+    stand_in.write_text("#!/bin/sh\necho 'Loading shards...'\n")
+    build(tmp_path)
+    assert "Loading shards" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+def test_a_real_child_ends_when_its_parent_is_gone(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    import subprocess
+
+    (tmp_path / "job").mkdir()
+    command = [sys.executable, "-m", "hft2ane.cli", "build", str(tmp_path / "job"), "--json"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    assert process.stdin is not None
+    process.stdin.close()
+    assert process.wait(120) in (75, 2)  # 2: it had found that job.json is missing before it looked
+
+
+def test_no_error_but_ours_is_taken_for_one(stand_in: Path, tmp_path: Path) -> None:
+    line = json.dumps({"error": {"kind": "SystemExit", "text": "x"}})
+    stand_in.write_text(f"#!/bin/sh\necho '{line}'\nexit 1\n")
+    with pytest.raises(errors.Hft2aneError, match="exit code 1"):
+        build(tmp_path)
