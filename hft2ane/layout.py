@@ -25,7 +25,7 @@ TOKENIZER = {
 }
 SENTENCEPIECE = re.compile(r"[^/]+\.spm|sentencepiece[^/]*\.model|spiece\.model")
 # sentence-transformers: the list of modules, and a folder for each after the transformer itself, e.g. 2_Dense.
-SENTENCE = {"modules.json", "sentence_bert_config.json", "config_sentence_transformers.json"}
+SENTENCE = re.compile(r"modules\.json|sentence_\w+_config\.json|config_sentence_transformers\.json")
 MODULE = re.compile(r"\d+_[A-Za-z]\w*", re.ASCII)
 MODULE_FILES = {CONFIG, WEIGHTS}
 
@@ -80,7 +80,8 @@ def _is_wanted(path: str) -> bool:
     if folder:
         return MODULE.fullmatch(folder) is not None and name in MODULE_FILES
     return (
-        name in TOKENIZER | SENTENCE | {CONFIG, README}
+        name in TOKENIZER | {CONFIG, README}
+        or SENTENCE.fullmatch(name) is not None
         or SENTENCEPIECE.fullmatch(name) is not None
         or LEGAL.fullmatch(name) is not None
     )

@@ -5,6 +5,7 @@ fills it with random numbers and warns.
 """
 
 import contextlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,14 +13,25 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers.utils import logging as transformers_logging
 
-from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig
+from hft2ane import layout
+from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig, UnsupportedModel
 from hft2ane.families import Family, family
-from hft2ane.sentence import Pipeline, read_pipeline
+from hft2ane.sentence import Pipeline, read_json, read_pipeline
 
 SENTENCE = "sentence-embedding"
+LABELLED = ("text-classification", "token-classification")
+
+# How transformers computes and answers, never what: set so that a checkpoint's own wishes do not get in the way.
+MANNER = {
+    "chunk_size_feed_forward": 0,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "return_dict": True,
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +49,7 @@ class Original:
     @property
     def labels(self) -> tuple[str, ...]:
         """Names of the entries of `logits`, for the tasks that have them."""
-        if self.task not in ("text-classification", "token-classification"):
+        if self.task not in LABELLED:
             return ()
         return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
 
@@ -60,85 +72,135 @@ class Original:
 
 
 def load(folder: Path, wanted: str | None) -> Original:
-    """The checkpoint in `folder` (files in safetensors) for a task, or for the task that the checkpoint itself names."""
-    config = read_config(folder)
-    ours = family(config.model_type)
-    ours.check(config, f"{folder.name}/config.json")
-    pipeline = read_pipeline(folder) if wanted == SENTENCE or (wanted is None and has_pipeline(folder)) else None
-    task = "feature-extraction" if pipeline else ours.task(wanted, config.architectures, f"{folder.name}/config.json")
-    module = ours.tasks[task]
+    """The checkpoint in `folder` (weights in safetensors) for a task, or for the task that it names itself."""
     with quiet():
-        model, absent = load_model(folder, module, task)
-    prefix = f"{model.base_model_prefix}."
-    tensors = {name.removeprefix(prefix): tensor for name, tensor in model.state_dict().items()}
+        ours, config = read_config(folder)
+        has_pipeline = (folder / "modules.json").is_file()
+        pipeline = read_pipeline(folder) if wanted == SENTENCE or (wanted is None and has_pipeline) else None
+        where = f"{folder.name}/{layout.CONFIG}"
+        task = "feature-extraction" if pipeline else ours.task(wanted, config.architectures, where)
+        ours.check(config, task, where)
+        if task in LABELLED and sorted(config.id2label) != list(range(config.num_labels)):
+            raise UnsupportedConfig(f"{where}: id2label names {sorted(config.id2label)}, not all from 0 on")
+        if pipeline:
+            pipeline.check(config.hidden_size)
+        model, absent = load_model(folder, config, ours, task)
+    tensors = {bare(name, model): tensor for name, tensor in model.state_dict().items()}
     if pipeline and "pooler" not in absent:  # the pipeline pools by itself: the pooler is not part of what is published
         absent = absent | {"pooler"}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("pooler.")}
     return Original(ours, SENTENCE if pipeline else task, config, model, tensors, absent, pipeline)
 
 
-def read_config(folder: Path) -> Any:
+def read_config(folder: Path) -> tuple[Family, Any]:
+    """config.json: the family that it names, and transformers' reading of it."""
+    raw, where = read_json(folder / layout.CONFIG), f"{folder.name}/{layout.CONFIG}"
+    if not isinstance(raw, dict):
+        raise SourceError(f"{where} is no JSON object")
+    layout.check_config(raw, where)
+    for key in ("per_layer_config", "quantization_config"):  # these change a model of any family
+        if raw.get(key):
+            raise UnsupportedConfig(f"{where}: {key} = {raw[key]!r} is not reproduced")
+    if not isinstance(raw.get("architectures") or [], list):
+        raise UnsupportedConfig(f"{where}: architectures = {raw['architectures']!r} is no list")
+    ours = family(raw["model_type"])
     try:
-        return transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError, TypeError) as err:
-        raise UnsupportedConfig(f"{folder}/config.json is not read by transformers: {first_line(err)}") from err
-    except Exception as err:  # noqa: BLE001 - huggingface_hub's strict dataclasses raise a class of their own
-        if type(err).__name__.startswith("StrictDataclass"):
-            raise UnsupportedConfig(f"{folder}/config.json has a value of the wrong kind: {first_line(err)}") from err
-        raise
+        return ours, transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **MANNER)
+    except (ValueError, OSError, KeyError, TypeError, AttributeError) as err:
+        raise UnsupportedConfig(f"{where} is not read by transformers: {one_line(err)}") from err
+    except StrictDataclassError as err:
+        raise UnsupportedConfig(f"{where} has a value of the wrong kind: {one_line(err)}") from err
 
 
-def has_pipeline(folder: Path) -> bool:
-    return (folder / "modules.json").is_file()
-
-
-def load_model(folder: Path, module: Any, task: str) -> tuple[Any, frozenset[str]]:
+def load_model(folder: Path, config: Any, ours: Family, task: str) -> tuple[Any, frozenset[str]]:
     """The model and the optional parts that the checkpoint has no weights for, which it is then built without."""
+    module = ours.tasks[task]
     original = getattr(transformers, module.ORIGINAL)
-    options: dict[str, Any] = {"local_files_only": True, "use_safetensors": True, "dtype": torch.float32}
-    model, info = original.from_pretrained(folder, output_loading_info=True, **options)
-    if info["mismatched_keys"]:
-        raise MissingWeights(f"{folder.name}: shapes disagree with config.json: {sorted(map(str, info['mismatched_keys']))[:3]}")
-    missing = sorted(map(str, info["missing_keys"]))
-    absent = frozenset(
-        part for part in getattr(module, "OPTIONAL", ()) if any(f"{part}." in f"{name}." for name in missing)
-    )
-    needed = [name for name in missing if not any(f"{part}." in name for part in absent)]
-    if needed:
+    options = {
+        "config": config,
+        "attn_implementation": "eager",
+        "dtype": torch.float32,
+        "local_files_only": True,
+        "use_safetensors": True,
+    }
+    try:
+        model, info = original.from_pretrained(
+            folder, output_loading_info=True, ignore_mismatched_sizes=True, **options
+        )
+    except OSError as err:
+        raise SourceError(f"{folder.name}: transformers finds no weights: {one_line(err)}") from err
+    if differ := sorted(info["mismatched_keys"]):
+        name, stored, expected = differ[0]
         raise MissingWeights(
-            f"the checkpoint has no weights for {module.ORIGINAL} ({task}): {', '.join(needed[:4])}"
-            f"{' …' if len(needed) > 4 else ''} would be random; say another `task:` in the manifest"
+            f"{folder.name}: {len(differ)} tensors are not of the shape that config.json gives them: {name} has "
+            f"{tuple(stored)} instead of {tuple(expected)}"
+        )
+    missing = {bare(name, model) for name in info["missing_keys"]}
+    absent = frozenset(part for part in getattr(module, "OPTIONAL", ()) if parameters(model, part) <= missing)
+    if needed := sorted(missing.difference(*(parameters(model, part) for part in absent))):
+        raise MissingWeights(
+            f"the checkpoint has no weights for {module.ORIGINAL} ({task}): {some(needed)} would be random; "
+            "say another `task:` in the manifest"
+        )
+    if left := sorted(name for key in info["unexpected_keys"] if not ours.is_head(name := bare(key, model))):
+        raise UnsupportedModel(
+            f"{folder.name}: {len(left)} tensors of the checkpoint are no part of {module.ORIGINAL}: {some(left)}; so "
+            "config.json does not describe it, or it needs code of its own"
         )
     if absent:
         model = original.from_pretrained(folder, add_pooling_layer=False, **options)
     return model.eval(), absent
 
 
+def bare(name: str, model: Any) -> str:
+    """A tensor's name without the base model's prefix: `bert.pooler.dense.bias` -> `pooler.dense.bias`."""
+    return name.removeprefix(f"{model.base_model_prefix}.")
+
+
+def parameters(model: Any, part: str) -> set[str]:
+    return {bare(name, model) for name, _ in model.named_parameters() if bare(name, model).startswith(f"{part}.")}
+
+
+def some(names: list[str]) -> str:
+    return f"{', '.join(names[:4])}{' …' if len(names) > 4 else ''}"
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Loading reports and progress bars off: what they say is checked here and raised."""
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity(logging.CRITICAL)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         yield
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
-            transformers_logging.enable_progress_bar()
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
 
 
 class Tokenizer:
     """The checkpoint's own tokenizer. SourceError where transformers would give an almost empty one without a word."""
 
     def __init__(self, folder: Path, vocabulary: int) -> None:
+        options = {"local_files_only": True, "trust_remote_code": False}
         with quiet():
-            self.inner = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            try:
+                self.inner = transformers.AutoTokenizer.from_pretrained(folder, **options)
+            except Exception as err:
+                # Whatever is wrong lies in the files; of some faults tokenizers says so with a plain Exception.
+                raise SourceError(f"{folder.name}: the tokenizer's files are not usable: {one_line(err)}") from err
         if len(self.inner) < vocabulary // 2:
             raise SourceError(
-                f"{folder.name}: the tokenizer has {len(self.inner)} entries for a vocabulary of {vocabulary}; its files "
-                "are missing or of another kind (tokenizer.json, vocab.txt)"
+                f"{folder.name}: the tokenizer has {len(self.inner)} entries for a vocabulary of {vocabulary}; "
+                "its files are missing or of another kind (tokenizer.json, vocab.txt)"
             )
+        if (last := max(self.inner.get_vocab().values())) >= vocabulary:
+            raise SourceError(
+                f"{folder.name}: the tokenizer gives ids up to {last}, the model has {vocabulary} embeddings"
+            )
+        if self.inner.pad_token_id is None:
+            raise SourceError(f"{folder.name}: the tokenizer has no token to pad with")
         self.inner.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
 
     def __call__(self, texts: Sequence[tuple[str, ...]], length: int) -> dict[str, Tensor]:
@@ -147,6 +209,7 @@ class Tokenizer:
             [t[0] for t in texts],
             [t[1] for t in texts] if len(texts[0]) > 1 else None,
             padding="max_length",
+            padding_side="right",  # whatever the tokenizer's own: positions then are those of the text alone
             truncation=True,
             max_length=length,
             return_token_type_ids=True,
@@ -155,5 +218,5 @@ class Tokenizer:
         return {name: out[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
 
 
-def first_line(err: BaseException) -> str:
-    return next(iter(str(err).strip().splitlines()), type(err).__name__)
+def one_line(err: BaseException) -> str:
+    return " ".join(str(err).split()) or type(err).__name__

@@ -26,7 +26,7 @@ ONLY_IN = {
     "prefect": ("flows",),
     "coremltools": ("coreml", "export", "lower", "package"),
     "transformers": ("reference",),
-    "huggingface_hub": ("card", "hub"),
+    "huggingface_hub": ("card", "hub", "reference"),
     "hf_xet": ("localhub",),
     "matplotlib": ("card",),
 }

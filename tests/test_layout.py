@@ -35,6 +35,7 @@ def test_a_sentence_transformers_repo() -> None:
         "model.safetensors",
         "modules.json",
         "sentence_bert_config.json",
+        "sentence_roberta_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer_config.json",

@@ -31,7 +31,8 @@ class Attention(nn.Module):
         k = torch.split(torch.transpose(self.k(x), 1, 3), self.size, 3)
         v = torch.split(self.v(x), self.size, 1)
         heads = [self.head(*qkv, mask) for qkv in zip(q, k, v, strict=True)]
-        return self.out(torch.cat(heads, 1))
+        x = self.out(torch.cat(heads, 1))
+        return x
 
     @staticmethod
     def head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:

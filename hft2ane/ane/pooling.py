@@ -10,11 +10,11 @@ POOLING = ("cls", "max", "mean", "mean_sqrt_len_tokens")
 
 
 class Pool(nn.Module):
-    """(B, C, 1, S) and the mask (B, S) -> (B, C · modes, 1, 1), modes in sentence-transformers' order."""
+    """(B, C, 1, S) and the mask (B, S) -> (B, C · modes, 1, 1), modes one after the other as given."""
 
     def __init__(self, modes: tuple[str, ...]) -> None:
         super().__init__()
-        self.modes = [mode for mode in POOLING if mode in modes]
+        self.modes = modes
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
         keep = torch.reshape(attention_mask, (*attention_mask.shape, 1, 1)).to(torch.float32)

@@ -1,7 +1,7 @@
 """Filling a module of ours from a checkpoint's tensors by a weight table, with nothing left over on either side."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from torch import Tensor, nn
 
@@ -14,7 +14,7 @@ def fill(
     tensors: Mapping[str, Tensor],
     unwanted: Iterable[str] = (),
 ) -> None:
-    """Give every parameter of `module` its tensor. `table` maps module paths, ours to theirs, `{i}` meaning every layer.
+    """Give every parameter of `module` its tensor. `table`: module paths, ours to theirs, `{i}` meaning every layer.
 
     `unwanted` are regular expressions for tensors that the task does not use. MissingWeights: a parameter without a row
     or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses."""
@@ -29,7 +29,8 @@ def fill(
         if name not in tensors:
             raise MissingWeights(f"{path}: the checkpoint has no tensor {name!r}")
         owner = module.get_submodule(ours)
-        tensor = owner.fit(leaf, tensors[name]) if hasattr(owner, "fit") else tensors[name]
+        fit: Callable[[str, Tensor], Tensor] | None = getattr(owner, "fit", None)
+        tensor = fit(leaf, tensors[name]) if fit else tensors[name]
         if tensor.shape != parameter.shape:
             raise MissingWeights(f"{path}: {name!r} has shape {tuple(tensor.shape)}, not {tuple(parameter.shape)}")
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))

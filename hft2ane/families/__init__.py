@@ -2,12 +2,15 @@
 
 A family file has
   TASKS    task -> module class; a class has ORIGINAL (the transformers class whose outputs it gives), WEIGHTS (module
-           path -> checkpoint path, see `ane.fill`), UNWANTED (expressions of tensors it does not use), and OUTPUTS
+           path -> checkpoint path, see `ane.fill`), UNWANTED (expressions of tensors it does not use), OUTPUTS, and
+           CONFIG for what is so in this task only
   CONFIG   config key -> the values it reproduces; any other value is refused
+  HEADS    expressions of tensors that a checkpoint may hold for tasks other than the wanted one
 """
 
 import importlib
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -21,12 +24,32 @@ FAMILIES = tuple(
 )
 
 
+@dataclass(frozen=True)
+class Between:
+    """The numbers from `least` to `most`, as the values of a config key."""
+
+    least: float
+    most: float
+
+    def __contains__(self, value: object) -> bool:
+        return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
+
+    def __str__(self) -> str:
+        return f"{self.least} to {self.most}"
+
+
+SIZE = Between(1, 1 << 22)
+LAYERS = Between(1, 256)
+EPSILON = Between(1e-15, 0.1)
+
+
 class TaskModule(Protocol):
-    """What a family's class for a task gives. Called with the inputs in INPUTS order, answers a tuple in OUTPUTS order."""
+    """What a family's class for a task gives. Called with tensors in the order of `inputs`, answers as OUTPUTS."""
 
     ORIGINAL: ClassVar[str]
     WEIGHTS: ClassVar[Mapping[str, str]]
     UNWANTED: ClassVar[tuple[str, ...]]
+    CONFIG: ClassVar[Mapping[str, Container[Any]]]
     OUTPUTS: ClassVar[tuple[str, ...]]
     inputs: tuple[str, ...]
 
@@ -37,17 +60,30 @@ class TaskModule(Protocol):
 class Family:
     model_type: str
     tasks: Mapping[str, Any]
-    config: Mapping[str, tuple[Any, ...]]
+    config: Mapping[str, Container[Any]]
+    heads: Collection[str]
 
-    def check(self, config: Any, where: str) -> None:
+    def check(self, config: Any, task: str, where: str) -> None:
         """UnsupportedConfig when a key that changes the function has a value that is not reproduced."""
-        for key, allowed in self.config.items():
-            value = getattr(config, key, allowed[0])
-            if value not in allowed:
-                choices = ", ".join(map(repr, allowed))
+        for key, allowed in {**self.config, **self.tasks[task].CONFIG}.items():
+            if hasattr(config, key) and (value := getattr(config, key)) not in allowed:
+                choices = ", ".join(map(repr, allowed)) if isinstance(allowed, Iterable) else allowed
                 raise UnsupportedConfig(
                     f"{where}: {key} = {value!r} is not reproduced by the {self.model_type} family (only {choices})"
                 )
+        if config.hidden_size % config.num_attention_heads:
+            raise UnsupportedConfig(
+                f"{where}: hidden_size = {config.hidden_size} is no multiple of "
+                f"num_attention_heads = {config.num_attention_heads}"
+            )
+        if config.pad_token_id is not None and not -1 <= config.pad_token_id < config.vocab_size:
+            raise UnsupportedConfig(
+                f"{where}: pad_token_id = {config.pad_token_id} is outside vocab_size = {config.vocab_size}"
+            )
+
+    def is_head(self, tensor: str) -> bool:
+        """Whether a tensor of this name (without the base model's prefix) serves other tasks only."""
+        return any(re.fullmatch(head, tensor) for head in self.heads)
 
     def task(self, wanted: str | None, architectures: list[str] | None, where: str) -> str:
         """The task: the one wanted, else what the checkpoint's `architectures` names."""
@@ -58,7 +94,7 @@ class Family:
             return wanted
         for architecture in architectures or []:
             for task, module in self.tasks.items():
-                if module.ORIGINAL == architecture:
+                if architecture == module.ORIGINAL:
                     return task
         raise UnknownTask(
             f"{where}: config.json names {architectures or 'no architecture'}, which is no task of the "
@@ -75,4 +111,4 @@ def family(model_type: str) -> Family:
             "(CONTRIBUTING.md, Add a family)"
         )
     module = importlib.import_module(f"{__name__}.{model_type.replace('-', '_')}")
-    return Family(model_type, module.TASKS, module.CONFIG)
+    return Family(model_type, module.TASKS, module.CONFIG, module.HEADS)

@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2018), absolute positions, encoder only, with every head that transformers has for it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Container, Mapping
 from typing import Any
 
 import torch
@@ -16,14 +16,26 @@ from hft2ane.ane import (
     to_channels,
     to_tokens,
 )
+from hft2ane.families import EPSILON, LAYERS, SIZE
 
 CONFIG = {
+    "vocab_size": SIZE,
+    "hidden_size": SIZE,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": SIZE,
+    "intermediate_size": SIZE,
+    "max_position_embeddings": SIZE,
+    "type_vocab_size": SIZE,
+    "layer_norm_eps": EPSILON,
     "hidden_act": tuple(ACTIVATIONS),
+    # Gone from transformers 5, which would ignore them.
     "position_embedding_type": ("absolute", None),
+    "pruned_heads": ({}, None),
+    "is_causal": (False, None),
     "is_decoder": (False,),
     "add_cross_attention": (False,),
-    "pruned_heads": ({}, None),
 }
+HEADS = (r"(pooler|cls|classifier|qa_outputs)\..*",)
 
 ENCODER = {
     "words": "embeddings.word_embeddings",
@@ -56,13 +68,15 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         x = self.norm1(x + self.attend(x, mask))
-        return self.norm2(x + self.down(self.act(self.up(x))))
+        x = self.norm2(x + self.down(self.act(self.up(x))))
+        return x
 
 
 class Encoder(nn.Module):
-    """The network up to the last hidden state, in our layout. `absent`: parts that the checkpoint has no weights for."""
+    """The network up to the last hidden state. `absent`: parts that the checkpoint has no weights for."""
 
     UNWANTED: tuple[str, ...] = ()
+    CONFIG: Mapping[str, Container[Any]] = {}
 
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
         super().__init__()
@@ -76,7 +90,7 @@ class Encoder(nn.Module):
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         """All (B, S) -> (B, C, 1, S)."""
         fixed = self.positions.weight[: input_ids.shape[1]]
-        x = self.words(input_ids)
+        x: Tensor = self.words(input_ids)
         x = x + (fixed + self.types.weight[0] if token_type_ids is None else self.types(token_type_ids) + fixed)
         x = self.norm(to_channels(x))
         mask = additive_mask(attention_mask)
@@ -141,6 +155,10 @@ class SequenceClassifier(Pooled):
 
     ORIGINAL = "BertForSequenceClassification"
     WEIGHTS = {**ENCODER, **POOLER, "classify": "classifier"}
+    CONFIG = {
+        "num_labels": SIZE,
+        "problem_type": (None, "single_label_classification", "multi_label_classification", "regression"),
+    }
     OUTPUTS = ("logits",)
 
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
@@ -184,6 +202,7 @@ class MultipleChoice(Pooled):
 class TokenClassifier(Encoder):
     ORIGINAL = "BertForTokenClassification"
     WEIGHTS = {**ENCODER, "classify": "classifier"}
+    CONFIG: Mapping[str, Container[Any]] = {"num_labels": SIZE}
     OUTPUTS: tuple[str, ...] = ("logits",)
 
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
@@ -197,6 +216,7 @@ class TokenClassifier(Encoder):
 class QuestionAnswerer(TokenClassifier):
     ORIGINAL = "BertForQuestionAnswering"
     WEIGHTS = {**ENCODER, "classify": "qa_outputs"}
+    CONFIG = {"num_labels": (2,)}
     OUTPUTS = ("start_logits", "end_logits")
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
