@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from coremltools.converters.mil.mil import Function as MILFunction
 from coremltools.converters.mil.mil import Program, types
 
 from hft2ane import keys, package, records
-from hft2ane.errors import ToolchainMismatch, UnsupportedConfig
+from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
 from hft2ane.layout import shaping
 from hft2ane.lower import Symbol, Writer, dtype_of
@@ -62,6 +63,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     """Writes the packages and export.json into the job's folder. See errors.UnsupportedModel for what is refused."""
     started = time.monotonic()
     job, source = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
+    (folder / "export.json").unlink(missing_ok=True)  # it would speak of packages that are no more
     check_toolchain()
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
@@ -73,7 +75,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     packages = []
     for variant in job.recipe.variants:
         path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
-        metadata = provenance(source, original, convert_key, job.recipe.variants)
+        metadata = provenance(source, original, convert_key)
         packages.append(write(path, module, job.recipe.lengths, variant, original, metadata))
     exported = Exported(
         family=original.family.model_type,
@@ -93,13 +95,11 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
 
 def check_toolchain() -> None:
     """ToolchainMismatch when what is installed is not what the convert key says."""
-    from importlib.metadata import version
-
     for name, locked in keys.toolchain().items():
         if version(name).partition("+")[0] != locked:
             raise ToolchainMismatch(
-                f"{name} {version(name)} is installed, but packages are made with {locked}: pip install -c constraints.txt "
-                "'hft2ane[convert]'"
+                f"{name} {version(name)} is installed, but packages are made with {locked}: "
+                "pip install -c constraints.txt 'hft2ane[convert]'"
             )
 
 
@@ -115,9 +115,9 @@ def model_name(model: str) -> str:
     return re.sub(r"[^\w.-]", "_", model.rpartition("/")[2])
 
 
-def provenance(source: Source, original: Original, convert_key: str, variants: Sequence[str]) -> dict[str, str]:
+def provenance(source: Source, original: Original, convert_key: str) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
-    versions = {f"com.github.hft2ane.{name}": version for name, version in keys.toolchain().items()}
+    versions = {f"com.github.hft2ane.{name}": locked for name, locked in keys.toolchain().items()}
     return {
         "author": f"Converted by hft2ane from {source.id}",
         "license": source.card.license or "unknown",
@@ -157,7 +157,7 @@ def write(
 def build(
     module: TaskModule, lengths: Sequence[int], deployment: Deployment, choices: int | None = None
 ) -> tuple[Program, tuple[records.Function, ...]]:
-    """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` … with the longest as default."""
+    """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` …, the longest as default."""
     program, functions = Program(), []
     weights: dict[Any, Any] = {}
     for length in sorted(lengths):
@@ -180,10 +180,14 @@ def build(
 
 def trace(module: Any, shape: tuple[int, ...], deployment: Deployment, weights: dict[Any, Any]) -> MILFunction:
     """One call of the module on symbols. Outputs carry the original's names."""
+    mb.name_count.clear()  # else what coremltools adds by itself is numbered on from function to function
     inputs = {name: mb.placeholder(shape=shape, dtype=types.int32) for name in module.inputs}
-    writer = Writer(module, weights)
+    writer = Writer(module, weights, (*module.inputs, *module.OUTPUTS))
     with MILFunction(inputs, deployment.opset) as function, writer.following():
         outputs = module(*(Symbol(function.inputs[name], writer) for name in module.inputs))
+        distinct = {id(output.var) for output in outputs if isinstance(output, Symbol) and output.var.op is not None}
+        if len(distinct) < len(module.OUTPUTS):
+            raise ExportError(f"{', '.join(module.OUTPUTS)} are not all computed, each for itself, from the inputs")
         for name, output in zip(module.OUTPUTS, outputs, strict=True):
             output.var.set_name(name)
         function.set_outputs([output.var for output in outputs])

@@ -1,15 +1,16 @@
 """Torch functions met while a module runs on symbols, lowered one by one to MIL operations.
 
-A `Symbol` stands for a tensor: it wraps a MIL variable and implements `__torch_function__`, so that the unchanged modules
-of `ane` and `families` write their own Core ML program when they are called with symbols. One row of ROWS a torch
-function; what has no row is an error that names the module. Real tensors that meet a symbol become fp16 constants.
+A `Symbol` stands for a tensor: it wraps a MIL variable and implements `__torch_function__`, so that the unchanged
+modules of `ane` and `families` write their own Core ML program when they are called with symbols. One row of ROWS a
+torch function; what has no row is an error that names the module. Real tensors that meet a symbol become constants.
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 import re
-from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,26 @@ from hft2ane.errors import ExportError
 
 FP16_MAX = 65504.0
 FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16
+
+DTYPES = {torch.float32: "fp16", torch.int32: "int32"}
+
+# Keyword arguments of torch functions that change nothing at these values; at any other, a row has to take them.
+NEUTRAL = {
+    "alpha": 1,
+    "dilation": 1,
+    "dtype": None,
+    "groups": 1,
+    "inplace": False,
+    "max_norm": None,
+    "norm_type": 2.0,
+    "ord": 2,
+    "out": None,
+    "padding": 0,
+    "rounding_mode": None,
+    "scale_grad_by_freq": False,
+    "sparse": False,
+    "stride": 1,
+}
 
 Row = Callable[..., Any]
 ROWS: dict[str, Row] = {}
@@ -40,7 +61,9 @@ def lowers(*names: str) -> Callable[[Row], Row]:
 
 
 class Symbol:
-    """A tensor of the program being written: fp16 or int32, of a fixed shape."""
+    """A tensor of the program being written: fp16 or int32, of a fixed shape.
+
+    What it lacks is an ExportError: Python must not answer in a tensor's place, as it would `==` and `bool`."""
 
     def __init__(self, var: Any, writer: Writer) -> None:
         self.var, self.writer = var, writer
@@ -56,37 +79,65 @@ class Symbol:
     def __torch_function__(
         cls, function: Callable[..., Any], _: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        writer = next(a.writer for a in flat((args, kwargs or {})) if isinstance(a, Symbol))
-        name = function.__name__.strip("_")
-        if name not in ROWS:
-            raise ExportError(
-                f"{writer.path or 'the module'} calls {torch.overrides.resolve_name(function) or name}, which has no row in "
-                "hft2ane/lower.py; add one, and a test row in tests/test_lower.py"
-            )
-        return ROWS[name](writer, *args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        writer = next(a.writer for a in flat((args, kwargs)) if isinstance(a, Symbol))
+        name = function.__name__.removeprefix("__").removesuffix("__")
+        return writer.lower(name, args, kwargs, torch.overrides.resolve_name(function) or name)
 
     def to(self, dtype: torch.dtype) -> Symbol:
-        return self.writer.emit("cast", x=self, dtype={torch.float32: "fp16", torch.int32: "int32"}[dtype])
+        if dtype not in DTYPES:
+            raise ExportError(f"{self.writer.where} asks for {dtype}, a program has {', '.join(map(str, DTYPES))}")
+        made: Symbol = self.writer.emit("cast", x=self, dtype=DTYPES[dtype])
+        return made
 
     def __getitem__(self, key: Any) -> Any:
-        return ROWS["getitem"](self.writer, self, key)
+        return self.writer.lower("getitem", (self, key))
 
     def __add__(self, other: Any) -> Any:
-        return ROWS["add"](self.writer, self, other)
+        return self.writer.lower("add", (self, other))
 
     def __sub__(self, other: Any) -> Any:
-        return ROWS["sub"](self.writer, self, other)
+        return self.writer.lower("sub", (self, other))
 
     def __mul__(self, other: Any) -> Any:
-        return ROWS["mul"](self.writer, self, other)
+        return self.writer.lower("mul", (self, other))
 
     def __truediv__(self, other: Any) -> Any:
-        return ROWS["div"](self.writer, self, other)
+        return self.writer.lower("div", (self, other))
 
     def __rsub__(self, other: Any) -> Any:
-        return ROWS["rsub"](self.writer, self, other)
+        return self.writer.lower("rsub", (self, other))
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # a question of Python's or numpy's, not the module's
+            raise AttributeError(name)
+        raise ExportError(
+            f"{self.writer.where} uses .{name} of a tensor, which symbols lack: call the torch function of that name"
+        )
+
+
+def lacking(operator: str) -> Callable[..., Any]:
+    def refuse(self: Symbol, *_: Any) -> Any:
+        raise ExportError(
+            f"{self.writer.where} uses {operator} of a tensor, which symbols lack: use a torch function with a row in "
+            "hft2ane/lower.py"
+        )
+
+    return refuse
+
+
+# In-place operators too: the other names of the same tensor would not see the change.
+# fmt: off
+LACKED = (
+    "abs", "and", "bool", "contains", "delitem", "eq", "float", "floordiv", "ge", "gt", "iadd", "imul", "index", "int",
+    "invert", "isub", "iter", "itruediv", "le", "len", "lshift", "lt", "matmul", "mod", "ne", "neg", "or", "pos", "pow",
+    "rfloordiv", "rmatmul", "rmod", "rpow", "rshift", "rtruediv", "setitem", "xor",
+)
+# fmt: on
+for each in LACKED:
+    setattr(Symbol, f"__{each}__", lacking(f"__{each}__"))
 
 
 def flat(value: Any) -> Iterator[Any]:
@@ -111,19 +162,24 @@ class Stored:
 class Writer:
     """Writes the operations of one MIL function, named by the path of the module that asked for them.
 
-    `weights` is shared by all functions of a program, so that each tensor is rounded and stored once."""
+    `weights` is shared by all functions of a program, so that each tensor is rounded and stored once. `reserved` names
+    are kept for the function's inputs and outputs."""
 
-    def __init__(self, root: nn.Module, weights: dict[Any, Stored]) -> None:
+    def __init__(self, root: nn.Module, weights: dict[Any, Stored], reserved: Iterable[str] = ()) -> None:
         self.names = {module: name for name, module in root.named_modules()}
         self.parameters = {p.data_ptr(): name for name, p in root.named_parameters()}
         self.weights = weights
         self.constants: dict[Any, Any] = {}
         self.stack: list[str] = []
-        self.used: Counter[str] = Counter()
+        self.used = set(reserved)
 
     @property
     def path(self) -> str:
         return self.stack[-1] if self.stack else ""
+
+    @property
+    def where(self) -> str:
+        return self.path or "the module"
 
     @contextmanager
     def following(self) -> Iterator[None]:
@@ -145,20 +201,45 @@ class Writer:
             for hook in hooks:
                 hook.remove()
 
+    def lower(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None, called: str = "") -> Any:
+        """What the row of a torch function writes. ExportError: there is no row, or it takes no such arguments."""
+        call = f"{self.where} calls {called or name}"
+        if name not in ROWS:
+            raise ExportError(
+                f"{call}, which has no row in hft2ane/lower.py; add one, and a test row in tests/test_lower.py"
+            )
+        row = ROWS[name]
+        telling = {key: value for key, value in (kwargs or {}).items() if not is_neutral(key, value)}
+        try:
+            inspect.signature(row).bind(self, *args, **telling)
+        except TypeError as err:
+            raise ExportError(f"{call} with what its row in hft2ane/lower.py does not take: {err}") from err
+        return row(self, *args, **telling)
+
     def emit(self, op: str, **inputs: Any) -> Any:
         """One MIL operation; Symbols and tensors among its inputs become variables, its outputs become Symbols."""
         name = self.name(op)
         values = {key: self.value(value, f"{name}_{key}") for key, value in inputs.items() if value is not None}
-        out = getattr(mb, op)(**values, name=name)
-        return [Symbol(v, self) for v in out] if isinstance(out, list | tuple) else Symbol(out, self)
+        try:
+            out = getattr(mb, op)(**values, name=name)
+        except (ValueError, TypeError, IndexError) as err:
+            raise ExportError(f"{self.where}: MIL refuses {op} here: {str(err).strip().partition(chr(10))[0]}") from err
+        if not isinstance(out, list | tuple):
+            return Symbol(out, self)
+        for i, var in enumerate(out):
+            var.set_name(self.unique(f"{name}_{i}"))
+        return [Symbol(var, self) for var in out]
 
     def name(self, op: str) -> str:
         """`blocks_3_attend_q` for the first operation of that module, which for a linear is the only one."""
         base = identifier(self.path) or "model"
-        if op not in ("conv", "layer_norm", "gather"):
-            base = f"{base}_{op}"
-        self.used[base] += 1
-        return base if self.used[base] == 1 else f"{base}_{self.used[base] - 1}"
+        return self.unique(base if op in ("conv", "layer_norm", "gather") else f"{base}_{op}")
+
+    def unique(self, name: str) -> str:
+        """The name itself, or with the first number that makes it new."""
+        found = next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(self.used) + 2))) if n not in self.used)
+        self.used.add(found)
+        return found
 
     def value(self, value: Any, name: str) -> Any:
         if isinstance(value, Symbol):
@@ -173,25 +254,34 @@ class Writer:
 
     def constant(self, tensor: Tensor, name: str) -> Any:
         """The fp16 (or int32) constant for a real tensor; the same tensor gives the same one."""
-        key = (tensor.data_ptr(), tuple(tensor.shape), tensor.stride())
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
         if key not in self.constants:
             if key not in self.weights:
                 values = rounded(tensor, self.parameters.get(tensor.data_ptr(), name))
                 self.weights[key] = Stored(tensor, values, f"weight_{len(self.weights)}")
             stored = self.weights[key]
-            self.constants[key] = mb.const(val=stored.values, name=name)
+            self.constants[key] = mb.const(val=stored.values, name=self.unique(name))
             self.constants[key].op.weight_id = stored.id
         return self.constants[key]
 
 
 def identifier(path: str) -> str:
-    """MIL takes letters, digits and underscores: `blocks.3.attend.q` -> `blocks_3_attend_q`."""
-    return re.sub(r"\W", "_", path)
+    """MIL takes letters, digits and underscores, and no digit first: `blocks.3.attend.q` -> `blocks_3_attend_q`."""
+    name = re.sub(r"\W", "_", path, flags=re.ASCII)
+    return f"_{name}" if name[:1].isdigit() else name
+
+
+def is_neutral(key: str, value: Any) -> bool:
+    """Whether this argument of a torch function changes nothing."""
+    return key.startswith("_") or (key in NEUTRAL and value == NEUTRAL[key])
 
 
 def checked(value: float, name: str) -> float:
+    """The value, which fp16 can hold: neither too large nor lost."""
     if not abs(value) <= FP16_MAX:
         raise ExportError(f"{name}: {value:g} is not a finite fp16 number")
+    if value and not np.float16(value):
+        raise ExportError(f"{name}: {value:g} is zero in fp16, the least is {FP16_LEAST:.2g}")
     return value
 
 
@@ -199,15 +289,21 @@ def rounded(tensor: Tensor, name: str) -> np.ndarray[Any, Any]:
     """As fp16 or int32, contiguous."""
     tensor = tensor.detach()
     if not tensor.is_floating_point():
-        return tensor.to(torch.int32).contiguous().numpy()
+        whole = tensor.to(torch.int32)
+        if not torch.equal(whole.to(tensor.dtype), tensor):
+            raise ExportError(f"{name}: a number is beyond int32")
+        return whole.contiguous().numpy()
     largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
-    checked(largest, f"the weights of {name}")
+    if not largest <= FP16_MAX:
+        raise ExportError(f"{name}: {largest:g} among the weights is not a finite fp16 number")
     return tensor.to(torch.float16).contiguous().numpy()
 
 
-def same(op: str, *keys: str) -> Row:
-    """A row for a MIL operation that takes the torch function's arguments as they are."""
-    return lambda writer, *args: writer.emit(op, **dict(zip(keys, args, strict=True)))
+# Rows: parameters have the names of the torch function's, so that arguments bind as they do there.
+
+
+def unary(op: str) -> Row:
+    return lambda writer, input: writer.emit(op, x=input)
 
 
 def arithmetic(op: str) -> Row:
@@ -216,7 +312,15 @@ def arithmetic(op: str) -> Row:
     def number(value: Any) -> Any:
         return float(value) if isinstance(value, int) else value
 
-    return lambda writer, x, y: writer.emit(op, x=number(x), y=number(y))
+    return lambda writer, input, other: writer.emit(op, x=number(input), y=number(other))
+
+
+def reduction(op: str) -> Row:
+    return lambda writer, input, dim, keepdim=False: writer.emit(op, x=input, axes=axes(dim), keep_dims=keepdim)
+
+
+def axes(dim: int | Sequence[int]) -> list[int]:
+    return [dim] if isinstance(dim, int) else list(dim)
 
 
 ROWS |= {
@@ -224,34 +328,36 @@ ROWS |= {
     "sub": arithmetic("sub"),
     "mul": arithmetic("mul"),
     "div": arithmetic("real_div"),
-    "rsub": lambda writer, x, y: arithmetic("sub")(writer, y, x),
-    "abs": same("abs", "x"),
-    "sqrt": same("sqrt", "x"),
-    "tanh": same("tanh", "x"),
-    "relu": lambda writer, x, inplace=False: writer.emit("relu", x=x),
-    "silu": lambda writer, x, inplace=False: writer.emit("silu", x=x),
-    "softmax": lambda writer, x, dim, **_: writer.emit("softmax", x=x, axis=dim),
-    "cat": lambda writer, tensors, dim: writer.emit("concat", values=tensors, axis=dim),
-    "reshape": lambda writer, x, shape: writer.emit("reshape", x=x, shape=list(shape)),
-    "unsqueeze": lambda writer, x, dim: writer.emit("expand_dims", x=x, axes=[dim]),
-    "squeeze": lambda writer, x, dim: writer.emit("squeeze", x=x, axes=[dim]),
-    "amax": lambda writer, x, dim, keepdim: writer.emit("reduce_max", x=x, axes=[dim], keep_dims=keepdim),
-    "sum": lambda writer, x, dim, keepdim: writer.emit("reduce_sum", x=x, axes=[dim], keep_dims=keepdim),
-    "clamp": lambda writer, x, *, min: writer.emit("maximum", x=x, y=min),
-    "linalg_vector_norm": lambda writer, x, *, dim, keepdim: writer.emit(
-        "reduce_l2_norm", x=x, axes=[dim], keep_dims=keepdim
-    ),
+    "rsub": lambda writer, input, other: arithmetic("sub")(writer, other, input),
+    "abs": unary("abs"),
+    "sqrt": unary("sqrt"),
+    "tanh": unary("tanh"),
+    "relu": unary("relu"),
+    "silu": unary("silu"),
+    "amax": reduction("reduce_max"),
+    "sum": reduction("reduce_sum"),
+    "softmax": lambda writer, input, dim: writer.emit("softmax", x=input, axis=dim),
+    "clamp": lambda writer, input, min: writer.emit("maximum", x=input, y=float(min)),
+    "reshape": lambda writer, input, shape: writer.emit("reshape", x=input, shape=list(shape)),
+    "unsqueeze": lambda writer, input, dim: writer.emit("expand_dims", x=input, axes=[dim]),
+    "squeeze": lambda writer, input, dim: writer.emit("squeeze", x=input, axes=axes(dim)),
 }
 
 
+@lowers("linalg_vector_norm")
+def vector_norm(writer: Writer, x: Symbol, *, dim: int | Sequence[int], keepdim: bool = False) -> Any:
+    return writer.emit("reduce_l2_norm", x=x, axes=axes(dim), keep_dims=keepdim)
+
+
 @lowers("conv2d")
-def conv2d(writer: Writer, x: Symbol, weight: Tensor, bias: Tensor | None) -> Any:
-    return writer.emit("conv", x=x, weight=weight, bias=bias)
+def conv2d(writer: Writer, input: Symbol, weight: Tensor, bias: Tensor | None = None) -> Any:
+    return writer.emit("conv", x=input, weight=weight, bias=bias)
 
 
 @lowers("embedding")
-def embedding(writer: Writer, ids: Symbol, weight: Tensor, *_: Any, **__: Any) -> Any:
-    return writer.emit("gather", x=weight, indices=ids, axis=0)
+def embedding(writer: Writer, input: Symbol, weight: Tensor, padding_idx: int | None = None) -> Any:
+    """`padding_idx` is about gradients."""
+    return writer.emit("gather", x=weight, indices=input, axis=0)
 
 
 @lowers("channel_norm")
@@ -261,46 +367,56 @@ def channel_norm(writer: Writer, x: Symbol, weight: Tensor, bias: Tensor, eps: f
 
 
 @lowers("gelu")
-def gelu(writer: Writer, x: Symbol, approximate: str = "none") -> Any:
-    return writer.emit("gelu", x=x, mode={"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[approximate])
+def gelu(writer: Writer, input: Symbol, approximate: str = "none") -> Any:
+    return writer.emit("gelu", x=input, mode={"none": "EXACT", "tanh": "TANH_APPROXIMATION"}[approximate])
+
+
+@lowers("cat")
+def cat(writer: Writer, tensors: Sequence[Symbol | Tensor], dim: int = 0) -> Any:
+    return writer.emit("concat", values=tensors, axis=dim)
 
 
 @lowers("transpose")
-def transpose(writer: Writer, x: Symbol, first: int, second: int) -> Any:
-    order = list(range(x.dim()))
-    order[first], order[second] = order[second], order[first]
-    return writer.emit("transpose", x=x, perm=order)
+def transpose(writer: Writer, input: Symbol, dim0: int, dim1: int) -> Any:
+    order = list(range(input.dim()))
+    order[dim0], order[dim1] = order[dim1], order[dim0]
+    return writer.emit("transpose", x=input, perm=order)
 
 
 @lowers("flatten")
-def flatten(writer: Writer, x: Symbol, start: int) -> Any:
-    return writer.emit("reshape", x=x, shape=[*x.shape[:start], int(np.prod(x.shape[start:]))])
+def flatten(writer: Writer, input: Symbol, start_dim: int = 0) -> Any:
+    return writer.emit("reshape", x=input, shape=[*input.shape[:start_dim], math.prod(input.shape[start_dim:])])
 
 
 @lowers("split")
-def split(writer: Writer, x: Symbol, size: int, dim: int) -> Any:
-    sizes = [min(size, x.shape[dim] - start) for start in range(0, x.shape[dim], size)]
-    return writer.emit("split", x=x, split_sizes=sizes, axis=dim) if len(sizes) > 1 else [x]
+def split(writer: Writer, tensor: Symbol, split_size_or_sections: int | Sequence[int], dim: int = 0) -> Any:
+    whole, size = tensor.shape[dim], split_size_or_sections
+    sizes = [min(size, whole - start) for start in range(0, whole, size)] if isinstance(size, int) else list(size)
+    return writer.emit("split", x=tensor, split_sizes=sizes, axis=dim) if len(sizes) > 1 else [tensor]
 
 
-# The equations of attention, as the two that MIL's einsum knows. Keys: ours. Values: whether the operands are swapped.
+# The equations of attention, as the one that MIL's einsum knows; the letters stand for other axes there.
 EINSUM = {"bkhc,bchq->bkhq": "nchw,nwhu->nchu", "bchk,bkhq->bchq": "nchw,nwhu->nchu"}
 
 
 @lowers("einsum")
 def einsum(writer: Writer, equation: str, *operands: Symbol) -> Any:
     if equation not in EINSUM:
-        raise ExportError(f"{writer.path}: MIL has no einsum {equation!r}; it has {', '.join(EINSUM)}")
+        raise ExportError(f"{writer.where}: MIL has no einsum {equation!r}; it has {', '.join(EINSUM)}")
     return writer.emit("einsum", values=operands, equation=EINSUM[equation])
 
 
 @lowers("getitem")
-def getitem(writer: Writer, x: Symbol, key: Any) -> Any:
+def getitem(writer: Writer, input: Symbol, key: Any) -> Any:
     """Slices with fixed bounds, no steps, every axis kept."""
-    keys: Sequence[slice] = key if isinstance(key, tuple) else (key,)
-    bounds = [k.indices(n) for k, n in zip([*keys, *[slice(None)] * (x.dim() - len(keys))], x.shape, strict=True)]
+    keys: Sequence[Any] = key if isinstance(key, tuple) else (key,)
+    if len(keys) > input.dim() or not all(isinstance(k, slice) and k.step in (None, 1) for k in keys):
+        raise ExportError(f"{writer.where}: only slices x[a:b, c:d] without steps are lowered, not x[{key}]")
+    bounds = [
+        k.indices(n) for k, n in zip([*keys, *[slice(None)] * (input.dim() - len(keys))], input.shape, strict=True)
+    ]
     begin, end = [b for b, _, _ in bounds], [e for _, e, _ in bounds]
-    return writer.emit("slice_by_index", x=x, begin=begin, end=end)
+    return writer.emit("slice_by_index", x=input, begin=begin, end=end)
 
 
 def dtype_of(var: Any) -> str:

@@ -1,9 +1,10 @@
 """The .mlpackage on disk: written in one canonical form, so that the same program gives the same bytes anywhere.
 
-coremltools' own writer draws random identifiers and leaves maps in hash order; here identifiers are name-based (UUIDv5),
-protobuf is serialised deterministically, and there are no dates.
+coremltools' own writer draws random identifiers and leaves maps in hash order; here identifiers are name-based
+(UUIDv5), protobuf is serialised deterministically, and there are no dates.
 """
 
+import errno
 import hashlib
 import json
 import shutil
@@ -12,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from hft2ane.errors import PackageError
+from hft2ane.errors import NoSpace, PackageError
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
@@ -27,9 +28,9 @@ def write(
     described: Mapping[str, str],
     metadata: Mapping[str, str],
 ) -> None:
-    """The MIL `program` as a package at `path`, which appears whole or not at all.
+    """The MIL `program` as a package at `path`, which appears whole or not at all. NoSpace: the disk is full.
 
-    `described`: a sentence for each input and output name; `metadata`: user-defined key-value pairs."""
+    `described`: a sentence for each input and output name; `metadata`: author, license, and user-defined pairs."""
     from coremltools.converters.mil.backend.mil import load as backend  # seconds, which reading a package does not need
 
     if path.exists():
@@ -53,6 +54,10 @@ def write(
         (building / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
         (building / "Manifest.json").write_text(manifest())
         building.rename(path)
+    except (OSError, RuntimeError) as err:  # coremltools' writer in C++ says no errno
+        if getattr(err, "errno", None) == errno.ENOSPC or "FileWriter" in str(err):
+            raise NoSpace(f"{path} cannot be written ({err}): make room on its disk, and export again") from err
+        raise
     finally:
         shutil.rmtree(building, ignore_errors=True)
 
