@@ -398,7 +398,7 @@ def specification(conversion: Conversion, report: Report) -> list[list[str]]:
     for backend in backends:
         by = f", {backend}" if len(backends) > 1 else ""
         of = [bars.get((backend, package.variant)) for package in packages]
-        rows.append([f"PSNR min, dB ¹{by}", *(down(bar.psnr_min) if bar else "not measured" for bar in of)])
+        rows.append([f"PSNR, worst row, dB ¹{by}", *(down(bar.psnr_min) if bar else "not measured" for bar in of)])
         rows.append([f"PSNR median, dB ¹{by}", *(down(bar.psnr_median) if bar else "not measured" for bar in of)])
         if any(bar and bar.top1 is not None for bar in of):
             rows.append([f"Top-1 agreement ¹{by}", *(share(bar.top1) if bar else "not measured" for bar in of)])

@@ -1,4 +1,4 @@
-"""The Mac: Core ML itself. The only place that needs macOS; elsewhere `available()` is false and nothing is measured."""
+"""The Mac: Core ML itself. The only place that needs macOS; elsewhere `available()` is false, nothing is measured."""
 
 import sys
 from collections.abc import Mapping

@@ -13,7 +13,7 @@ from hft2ane.reference import Tokenizer
 
 SEED = 20260101
 RANDOM_ROWS = 4
-FULL_ROWS = 2
+FULL_ROWS = 4
 
 SENTENCES = (
     "The committee approved the new budget after a long and heated debate.",
@@ -32,9 +32,9 @@ SENTENCES = (
     "Donaudampfschifffahrtselektrizitätenhauptbetriebswerkbauunterbeamtengesellschaft",
     "no",
     "",
-    "The old lighthouse keeper climbed the stairs each evening, lit the lamp, wrote the weather into his book, and waited "
-    "for the ships that passed in the dark; on some nights there were none, and he listened to the sea instead, counted "
-    "the waves, and thought of the years when the harbour had been full of sails, before the railway came.",
+    "The old lighthouse keeper climbed the stairs each evening, lit the lamp, wrote the weather into his book, and "
+    "waited for the ships that passed in the dark; on some nights there were none, and he listened to the sea instead, "
+    "counted the waves, and thought of the years when the harbour had been full of sails, before the railway came.",
 )
 
 # For masked language models; {mask} is the model's own mask token.
@@ -83,7 +83,7 @@ def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, pairs:
     if pairs:
         names = tuple(" / ".join(pair) for pair in PAIRS)
         yield Inputs("pairs, padded", length, tokenizer(PAIRS, length), names)
-    if task == "fill-mask":
+    if task == "fill-mask" and tokenizer.inner.mask_token is not None:
         yield cloze(tokenizer, length)
     yield one_token(single, length)
     generator = torch.Generator().manual_seed(SEED + length)

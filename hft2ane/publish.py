@@ -129,12 +129,13 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
 def _allowed(name: str) -> bool:
     """Ours, a package's, or one of the original's small files at the place where it has it."""
     folder, _, last = name.rpartition("/")
-    originals = layout.TOKENIZER | layout.SENTENCE | {layout.CONFIG}
+    patterns = (layout.LEGAL, layout.SENTENCE, layout.SENTENCEPIECE)
     return (
         OURS.fullmatch(name) is not None
         or PACKAGED.fullmatch(name) is not None
         or (layout.MODULE.fullmatch(folder) is not None and last == layout.CONFIG)
-        or (not folder and (name in originals or any(p.fullmatch(name) for p in (layout.LEGAL, layout.SENTENCEPIECE))))
+        or (not folder and name in layout.TOKENIZER | {layout.CONFIG})
+        or (not folder and any(pattern.fullmatch(name) for pattern in patterns))
     )
 
 

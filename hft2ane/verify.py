@@ -1,103 +1,130 @@
 """The verify step: the original, our rewrite and the saved packages on the same inputs -> report.json, or GateFailed.
 
-Two bars: *rewrite* is our torch module against transformers, both in fp32; each variant's *artefact* is the saved package,
-evaluated from its files, against transformers in fp32.
+Two bars: *rewrite* is our torch module against transformers, both in fp32; each variant's *artefact* is the saved
+package, evaluated from its files, against transformers in fp32.
 """
 
+import hashlib
 import statistics
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from hft2ane import coreml, keys, protocol, records
+from hft2ane import coreml, keys, package, protocol, records
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.protocol import Inputs
-from hft2ane.psnr import cosine, psnr, top1
+from hft2ane.psnr import Deviation, cosine, deviation, top1
 from hft2ane.records import Exported, Fidelity, Job, Measure, Package, Progress, Report, silent
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # int32 rows by input name -> outputs by name
+Runner = Callable[[int], Run]  # by length in tokens
 
 # Equal arrays have no finite PSNR; the figure is capped here.
 CAP = 300.0
 
+# Outputs with an entry, or a row, for each token; `logits` too where they have three axes.
+PER_TOKEN = ("last_hidden_state", "token_embeddings", "start_logits", "end_logits")
+
+NOT_MEASURED_ON_A_MAC = ("share of operations on the Neural Engine, latency, memory",)
+NOT_MEASURED_ELSEWHERE = (
+    "Core ML on a Mac: its own results, share of operations on the Neural Engine, latency, memory",
+)
+
 
 @dataclass(frozen=True)
-class Case:
-    """One row of inputs with the original's answers, cut to what counts: the tokens that are not padding."""
+class Row:
+    """One row of inputs: int64 (1, …) by input name. `masked`, bool (S,): where the mask token stands."""
 
     kind: str
     length: int
     name: str
-    inputs: dict[str, Array]
-    answers: dict[str, Array]
-    tokens: Array  # bool (S,), or (choices, S): not padding
-    masked: Array | None  # bool (S,): holds the mask token
+    tensors: Mapping[str, Tensor]
+    masked: Array | None
+
+    @property
+    def tokens(self) -> Array:
+        """bool (S,), or (choices, S): what is not padding."""
+        return self.tensors["attention_mask"][0].bool().numpy()
 
 
-# Outputs with an entry, or a row, for each token; `logits` too where they have three axes.
-PER_TOKEN = ("last_hidden_state", "token_embeddings", "start_logits", "end_logits")
+@dataclass(frozen=True)
+class Compared:
+    """One output on one row."""
+
+    name: str
+    deviation: Deviation
+    cosine: float
+    top1: float | None
+
+    @property
+    def psnr(self) -> float:
+        return capped(self.deviation)
 
 
 def verify(folder: Path, progress: Progress = silent) -> Report:
     """Measures everything and writes report.json; raises GateFailed after that when something is below its gate."""
     started = time.monotonic()
     job, exported = records.read(folder / "job.json", Job), records.read(folder / "export.json", Exported)
+    (folder / "report.json").unlink(missing_ok=True)  # while there is none, nothing gets published
     progress("load the original", 0.0)
     original = load(folder / "source", exported.task)
-    progress("ask the original", 0.1)
-    cases = ask(original, folder / "source", job.recipe.lengths, exported)
-    bars: list[tuple[str, str, float, Callable[[int], Run]]] = [
-        ("rewrite", "torch-float32", job.gates.rewrite, lambda _: torch_runner(rewrite(original)))
+    module = rewrite(original)
+    bars = [Bar("rewrite", "torch-float32", job.gates.rewrite, lambda _: torch_runner(module))]
+    for each in exported.packages:
+        bars += [Bar(each.variant, name, job.gates.artefact, runner) for name, runner in backends(folder, each)]
+    asked = list(rows(Tokenizer(folder / "source", original.config.vocab_size), original, job.recipe.lengths, exported))
+    for n, row in enumerate(asked):
+        progress(f"measure at {row.length} tokens", 0.1 + 0.9 * n / len(asked))
+        answers = ask(original, row, exported)
+        for bar in bars:
+            bar.compare(row, answers)
+    digests: dict[str, str] = {each.variant: package.digest(folder / each.file) for each in exported.packages}
+    failures = [
+        f"{each.file} is not the package that export.json describes: export it again"
+        for each in exported.packages
+        if digests[each.variant] != each.digest
     ]
-    for package in exported.packages:
-        bars += [(package.variant, name, job.gates.artefact, runner) for name, runner in backends(folder, package)]
-    fidelity, failures = [], []
-    for n, (what, backend, gate, runner) in enumerate(bars):
-        progress(f"measure {what} ({backend})", 0.2 + 0.8 * n / len(bars))
-        measured, failed = measure(cases, runner)
-        bar = summary(what, backend, gate, measured)
-        fidelity += [bar] if bar else []
-        failures += [f"{what} ({backend}): {text}" for text in failed + below(bar)]
     report = Report(
         protocol=keys.PROTOCOL,
-        verify_key=keys.verify_key({p.variant: p.digest for p in exported.packages}, keys.PROTOCOL, keys.BACKEND),
-        fidelity=tuple(fidelity),
-        failures=tuple(failures),
-        not_measured=()
-        if coreml.available()
-        else ("Core ML on a Mac: its own results, share of operations on the Neural Engine, latency, memory",),
+        verify_key=keys.verify_key(digests, keys.PROTOCOL, keys.BACKEND),
+        fidelity=tuple(fidelity for bar in bars if (fidelity := bar.fidelity())),
+        failures=(*failures, *(f"{bar.what} ({bar.backend}): {text}" for bar in bars for text in bar.failures())),
+        not_measured=NOT_MEASURED_ON_A_MAC if coreml.available() else NOT_MEASURED_ELSEWHERE,
         seconds=round(time.monotonic() - started, 2),
     )
     records.write(folder / "report.json", report)
     progress("verified", 1.0)
-    if failures:
-        more = f" (and {len(failures) - 1} more in {folder / 'report.json'})" if len(failures) > 1 else ""
-        raise GateFailed(failures[0] + more)
+    if report.failures:
+        more = f" (and {len(report.failures) - 1} more in {folder / 'report.json'})" if len(report.failures) > 1 else ""
+        raise GateFailed(report.failures[0] + more)
     return report
 
 
-def backends(folder: Path, package: Package) -> list[tuple[str, Callable[[int], Run]]]:
+def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:
     """What can run the saved package here: our evaluator anywhere, Core ML's compute units on a Mac."""
-    path = folder / package.file
+    path = folder / exported.file
     program = open_package(path)
-    names = {function.length: function.name for function in package.functions}
-    found: list[tuple[str, Callable[[int], Run]]] = [
-        (keys.BACKEND, lambda length: lambda inputs: program.evaluate(inputs, names[length]))
-    ]
-    if coreml.available():
-        for unit in coreml.UNITS:
-            found.append((f"coreml-{unit}", lambda length, unit=unit: coreml.Runner(path, names[length], unit)))  # type: ignore[misc]
-    return found
+    names = {function.length: function.name for function in exported.functions}
+
+    def evaluator(length: int) -> Run:
+        return lambda inputs: program.evaluate(inputs, names[length])
+
+    def core_ml(unit: str) -> Runner:
+        return lambda length: coreml.Runner(path, names[length], unit)
+
+    units = coreml.UNITS if coreml.available() else ()
+    return [(keys.BACKEND, evaluator), *((f"coreml-{unit}", core_ml(unit)) for unit in units)]
 
 
 def torch_runner(module: Any) -> Run:
@@ -111,127 +138,146 @@ def torch_runner(module: Any) -> Run:
     return run
 
 
-def ask(original: Original, source: Path, lengths: Iterable[int], exported: Exported) -> list[Case]:
-    """Every row of the protocol at every length, with the original's answers for the outputs of the package."""
-    tokenizer = Tokenizer(source, original.config.vocab_size)
-    function = exported.packages[0].functions[0]
-    names, outputs = [t.name for t in function.inputs], [t.name for t in function.outputs]
-    candidates = function.inputs[0].shape[1] if original.task == "multiple-choice" else 1
-    cases = []
+def rows(tokenizer: Tokenizer, original: Original, lengths: Iterable[int], exported: Exported) -> Iterator[Row]:
+    """Every row of the protocol at every length, with the inputs that the packages take."""
+    inputs = exported.packages[0].functions[0].inputs
+    names = [tensor.name for tensor in inputs]
     for length in lengths:
         kinds = protocol.inputs(tokenizer, original.config.vocab_size, length, original.task, "token_type_ids" in names)
-        for rows in choices(kinds, candidates) if original.task == "multiple-choice" else kinds:
-            for i, name in enumerate(rows.names):
-                tensors = {key: tensor[i : i + 1] for key, tensor in rows.tensors.items() if key in names}
-                answers = original.answer(tensors)
-                cases.append(
-                    Case(
-                        rows.kind,
-                        length,
-                        name,
-                        {key: tensor.int().numpy() for key, tensor in tensors.items()},
-                        {key: answers[key].numpy() for key in outputs},
-                        tensors["attention_mask"][0].bool().numpy(),
-                        None if rows.masked is None else rows.masked[i].numpy(),
-                    )
-                )
-    return cases
+        for several in choices(kinds, inputs[0].shape[1]) if original.task == "multiple-choice" else kinds:
+            for i, name in enumerate(several.names):
+                tensors = {key: tensor[i : i + 1] for key, tensor in several.tensors.items() if key in names}
+                masked = None if several.masked is None else several.masked[i].numpy()
+                yield Row(several.kind, length, name, tensors, masked)
 
 
-def choices(kinds: Iterable[Inputs], candidates: int) -> Iterable[Inputs]:
-    """Rows regrouped as questions with some candidates each: (rows, candidates, length)."""
-    for rows in kinds:
-        questions = max(1, len(rows.names) // candidates)
-        index = torch.arange(questions * candidates) % len(rows.names)
-        tensors = {key: t[index].reshape(questions, candidates, -1) for key, t in rows.tensors.items()}
-        yield Inputs(rows.kind, rows.length, tensors, tuple(f"question {i + 1}" for i in range(questions)))
+def choices(kinds: Iterable[Inputs], candidates: int) -> Iterator[Inputs]:
+    """Rows regrouped as questions with some candidates each, (questions, candidates, length), no row twice: equal
+    candidates would have equal scores, and no best one."""
+    for several in kinds:
+        if questions := len(several.names) // candidates:
+            shape = (questions, candidates, several.length)
+            tensors = {key: t[: questions * candidates].reshape(shape) for key, t in several.tensors.items()}
+            names = tuple(f"question {i + 1}" for i in range(questions))
+            yield Inputs(several.kind, several.length, tensors, names)
 
 
-def measure(cases: Sequence[Case], runner: Callable[[int], Run]) -> tuple[list[Measure], list[str]]:
-    """A Measure for each output, length and kind of input, and what must not be compared at all, in words."""
-    groups: dict[tuple[str, int, str], list[tuple[str, float, float, float | None]]] = defaultdict(list)
-    failures: list[str] = []
-    seen: dict[tuple[str, int], set[bytes]] = defaultdict(set)
-    runs: dict[int, Run] = {}
-    for case in cases:
-        run = runs.setdefault(case.length, runner(case.length)) if case.length not in runs else runs[case.length]
-        got = run(case.inputs)
-        for output, answer in case.answers.items():
-            place = f"{output} at {case.length} tokens on {case.kind} ({shorten(case.name)})"
-            value = got[output].astype(np.float32)
+def ask(original: Original, row: Row, exported: Exported) -> dict[str, Array]:
+    """The original's answers for the outputs of the packages."""
+    answers = original.answer(row.tensors)
+    return {tensor.name: answers[tensor.name].numpy() for tensor in exported.packages[0].functions[0].outputs}
+
+
+class Bar:
+    """How what one backend computes compares with the original, row by row; no output is kept."""
+
+    def __init__(self, what: str, backend: str, gate: float, runner: Runner) -> None:
+        self.what, self.backend, self.gate, self.runner = what, backend, gate, runner
+        self.runs: dict[int, Run] = {}
+        self.groups: dict[tuple[str, int, str], list[Compared]] = defaultdict(list)
+        self.results: dict[tuple[str, int], set[bytes]] = defaultdict(set)
+        self.faults: list[str] = []
+
+    def compare(self, row: Row, answers: Mapping[str, Array]) -> None:
+        if row.length not in self.runs:
+            self.runs[row.length] = self.runner(row.length)
+        got = self.runs[row.length]({name: tensor.int().numpy() for name, tensor in row.tensors.items()})
+        for output, answer in answers.items():
             try:
-                if value.shape != answer.shape:
-                    raise ValueError(f"shape {value.shape}, expected {answer.shape}")
-                expected, actual = counted(case, output, answer), counted(case, output, value)
-                decibel = min(psnr(expected, actual), CAP)
+                compared = self.measure(row, output, answer, got)
             except ValueError as err:
-                failures.append(f"{place}: {err}")
+                self.faults.append(f"{output} at {row.length} tokens on {row.kind} ({shorten(row.name)}): {err}")
                 continue
-            seen[output, case.length].add(actual.tobytes())
-            groups[output, case.length, case.kind].append(
-                (case.name, decibel, cosine(expected, actual), agreement(case, output, answer, value))
-            )
-    failures += [
-        f"{output} at {length} tokens: the same result for every input"
-        for (output, length), results in seen.items()
-        if len(results) == 1
-    ]
-    return [condense(*key, rows) for key, rows in groups.items()], failures
+            self.groups[output, row.length, row.kind].append(compared)
+            self.results[output, row.length].add(hashlib.sha256(got[output].tobytes()).digest())
+
+    @staticmethod
+    def measure(row: Row, output: str, answer: Array, got: Mapping[str, Array]) -> Compared:
+        """ValueError, in words, for what must not be compared at all."""
+        if output not in got:
+            raise ValueError(f"it gives only {', '.join(got)}")
+        value = got[output].astype(np.float32)
+        if value.shape != answer.shape:
+            raise ValueError(f"shape {value.shape}, expected {answer.shape}")
+        expected, actual = counted(row, output, answer), counted(row, output, value)
+        return Compared(
+            row.name,
+            deviation(expected, actual),
+            cosine(expected, actual),
+            agreement(row, output, answer, value),
+        )
+
+    def measures(self) -> list[Measure]:
+        """One for each output, length and kind of input."""
+        return [condense(*key, compared) for key, compared in self.groups.items()]
+
+    def fidelity(self) -> Fidelity | None:
+        measures = self.measures()
+        if not measures:
+            return None
+        agreed = [m.top1 for m in measures if m.top1 is not None]
+        return Fidelity(
+            what=self.what,
+            backend=self.backend,
+            gate=self.gate,
+            psnr=min(m.psnr for m in measures),
+            psnr_min=min(m.psnr_min for m in measures),
+            psnr_median=round(statistics.median(m.psnr_median for m in measures), 2),
+            top1=min(agreed) if agreed else None,
+            measures=tuple(measures),
+        )
+
+    def failures(self) -> list[str]:
+        """What could not be compared, what says nothing, and what is below the gate, in words."""
+        constant = [
+            f"{output} at {length} tokens: the same result for every input"
+            for (output, length), results in self.results.items()
+            if len(results) == 1
+        ]
+        below = [
+            f"{m.output} at {m.length} tokens on {m.inputs}: {m.psnr_min:.1f} dB, the gate is {self.gate:g} dB "
+            f"(worst: {m.worst!r})"
+            for m in self.measures()
+            if not m.psnr_min >= self.gate
+        ]
+        return self.faults + constant + below
 
 
-def counted(case: Case, output: str, value: Array) -> Array:
+def counted(row: Row, output: str, value: Array) -> Array:
     """The part of an output (1, …) that is compared: without what stands at padding."""
     per_token = output in PER_TOKEN or (output == "logits" and value.ndim == 3)
-    return value[0, case.tokens] if per_token else value[0]
+    counts: Array = value[0, row.tokens] if per_token else value[0]
+    return counts
 
 
-def agreement(case: Case, output: str, answer: Array, value: Array) -> float | None:
+def agreement(row: Row, output: str, answer: Array, value: Array) -> float | None:
     """Top-1 agreement for logits: over the last axis, at the masked tokens where there are any."""
     if "logits" not in output or answer.shape[-1] == 1:
         return None
-    if case.masked is not None and case.masked.any():
-        return top1(answer[0, case.masked], value[0, case.masked])
-    return top1(counted(case, output, answer), counted(case, output, value))
+    if row.masked is not None and row.masked.any():
+        return top1(answer[0, row.masked], value[0, row.masked])
+    return top1(counted(row, output, answer), counted(row, output, value))
 
 
-def condense(output: str, length: int, kind: str, rows: list[tuple[str, float, float, float | None]]) -> Measure:
-    name, least, _, _ = min(rows, key=lambda row: row[1])
-    agreed = [row[3] for row in rows if row[3] is not None]
+def condense(output: str, length: int, kind: str, compared: Sequence[Compared]) -> Measure:
+    worst = min(compared, key=lambda row: row.psnr)
+    agreed = [row.top1 for row in compared if row.top1 is not None]
     return Measure(
         output=output,
         length=length,
         inputs=kind,
-        rows=len(rows),
-        psnr_min=round(least, 2),
-        psnr_median=round(statistics.median(row[1] for row in rows), 2),
-        cosine_min=round(min(row[2] for row in rows), 7),
+        rows=len(compared),
+        psnr=round(capped(sum((row.deviation for row in compared), Deviation(0, 0, 0))), 2),
+        psnr_min=round(worst.psnr, 2),
+        psnr_median=round(statistics.median(row.psnr for row in compared), 2),
+        cosine_min=round(min(row.cosine for row in compared), 7),
         top1=round(statistics.fmean(agreed), 4) if agreed else None,
-        worst=shorten(name),
+        worst=shorten(worst.name),
     )
 
 
-def summary(what: str, backend: str, gate: float, measures: Sequence[Measure]) -> Fidelity | None:
-    if not measures:
-        return None
-    agreed = [m.top1 for m in measures if m.top1 is not None]
-    return Fidelity(
-        what=what,
-        backend=backend,
-        gate=gate,
-        psnr_min=min(m.psnr_min for m in measures),
-        psnr_median=round(statistics.median(m.psnr_median for m in measures), 2),
-        top1=min(agreed) if agreed else None,
-        measures=tuple(measures),
-    )
-
-
-def below(bar: Fidelity | None) -> list[str]:
-    return [
-        f"{m.output} at {m.length} tokens on {m.inputs}: {m.psnr_min:.1f} dB, the gate is {bar.gate:g} dB "
-        f"(worst: {m.worst!r})"
-        for m in (bar.measures if bar else ())
-        if not m.psnr_min >= bar.gate  # type: ignore[union-attr]
-    ]
+def capped(of: Deviation) -> float:
+    return min(of.psnr, CAP)
 
 
 def shorten(text: str, limit: int = 60) -> str:

@@ -24,7 +24,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hft2ane import card, licenses, keys, layout, publish, records
+from hft2ane import card, keys, layout, licenses, publish, records
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
     CardFields,
@@ -87,7 +87,16 @@ def measures(function: Function, base: float) -> list[Measure]:
             agreed = 1.0 if "logits" in output.name else None
             found.append(
                 Measure(
-                    output.name, function.length, kind, rows, least, round(least + 4.41, 2), 0.9999998, agreed, worst
+                    output.name,
+                    function.length,
+                    kind,
+                    rows,
+                    round(least + 6.2, 2),
+                    least,
+                    round(least + 4.41, 2),
+                    0.9999998,
+                    agreed,
+                    worst,
                 )
             )
     return found
@@ -96,7 +105,8 @@ def measures(function: Function, base: float) -> list[Measure]:
 def bar(what: str, backend: str, gate: float, functions: tuple[Function, ...], base: float) -> Fidelity:
     found = tuple(m for function in functions for m in measures(function, base))
     least, middle = min(m.psnr_min for m in found), float(np.median([m.psnr_median for m in found]))
-    return Fidelity(what, backend, gate, least, round(middle, 2), found[0].top1, found)
+    together = min(m.psnr for m in found)
+    return Fidelity(what, backend, gate, together, least, round(middle, 2), found[0].top1, found)
 
 
 def job_folder(
@@ -469,7 +479,7 @@ def test_figures_are_the_report_s_rounded_down(folder: Path) -> None:
     text = text_of(card.write(folder))
     report = records.read(folder / "report.json", Report)
     rewrite, artefact = report.fidelity
-    assert f"| PSNR min, dB ¹ | {floor(artefact.psnr_min)} |" in text
+    assert f"| PSNR, worst row, dB ¹ | {floor(artefact.psnr_min)} |" in text
     assert f"| PSNR median, dB ¹ | {floor(artefact.psnr_median)} |" in text
     assert "| Neural Engine share, latency | not measured on this host |" in text
     fidelity = section(text, "## Fidelity")
@@ -477,7 +487,7 @@ def test_figures_are_the_report_s_rounded_down(folder: Path) -> None:
         figures = f"{bar.gate} | {floor(bar.psnr_min)} | {floor(bar.psnr_median)} | –"
         assert f"| {name} | `{bar.backend}` | {figures} |" in fidelity
         for m in bar.measures:
-            figures = f"{m.rows} | {floor(m.psnr_min)} | {floor(m.psnr_median)} | 0.999999"
+            figures = f"{m.rows} | {floor(m.psnr_min)} | {floor(m.psnr_median)} | {floor(m.psnr)} | 0.999999"
             assert f"| `{m.output}` | {m.inputs} | {figures} |" in fidelity
     least = min(artefact.measures, key=lambda m: m.psnr_min)
     assert f"The worst input of the float16 package: `{least.worst}`, {floor(least.psnr_min)} dB" in fidelity
@@ -604,7 +614,7 @@ def test_each_backend_has_its_own_figures(folder: Path) -> None:
     rewritten(folder / "report.json", Report, fidelity=(*report.fidelity, mac))
     release = card.write(folder)
     text = text_of(release)
-    assert "| PSNR min, dB ¹, coreml-CPU\\_AND\\_NE | 61.2 |" in text
+    assert "| PSNR, worst row, dB ¹, coreml-CPU\\_AND\\_NE | 61.2 |" in text
     assert "evaluated by `mil-declared`, `coreml-CPU_AND_NE`" in text
     assert (release / "assets" / "psnr-float16-coreml-CPU_AND_NE.png").is_file()
     assert records.read(release / "conversion.json", Conversion).psnr["float16"] == 61.23

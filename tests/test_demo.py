@@ -5,7 +5,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,14 +14,14 @@ pytestmark = [pytest.mark.weights, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
-def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str]]:
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder it made, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "demo"
     command = [sys.executable, "-m", "hft2ane.cli", "demo", "--out", str(out)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    yield out, done.stdout
+    return out, done.stdout
 
 
 def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
