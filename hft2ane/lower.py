@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -172,6 +173,7 @@ class Writer:
         self.constants: dict[Any, Any] = {}
         self.stack: list[str] = []
         self.used = set(reserved)
+        self.numbers: Counter[str] = Counter()
 
     @property
     def path(self) -> str:
@@ -237,7 +239,10 @@ class Writer:
 
     def unique(self, name: str) -> str:
         """The name itself, or with the first number that makes it new."""
-        found = next(n for n in (name, *(f"{name}_{i}" for i in range(1, len(self.used) + 2))) if n not in self.used)
+        found = name
+        while found in self.used:
+            self.numbers[name] += 1
+            found = f"{name}_{self.numbers[name]}"
         self.used.add(found)
         return found
 
@@ -293,9 +298,10 @@ def rounded(tensor: Tensor, name: str) -> np.ndarray[Any, Any]:
         if not torch.equal(whole.to(tensor.dtype), tensor):
             raise ExportError(f"{name}: a number is beyond int32")
         return whole.contiguous().numpy()
-    largest = float(tensor.abs().amax()) if tensor.numel() else 0.0
-    if not largest <= FP16_MAX:
-        raise ExportError(f"{name}: {largest:g} among the weights is not a finite fp16 number")
+    least, largest = map(float, torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
+    if not (least >= -FP16_MAX and largest <= FP16_MAX):  # NaN is in no range
+        outlier = least if -least > largest else largest
+        raise ExportError(f"{name}: {outlier:g} among the weights is not a finite fp16 number")
     return tensor.to(torch.float16).contiguous().numpy()
 
 

@@ -193,8 +193,8 @@ class Exported:
 
 @dataclass(frozen=True)
 class Measure:
-    """One output on one set of inputs at one length. `psnr` of all rows taken together: one peak, one rms; `psnr_min` and
-    `psnr_median` over rows, `cosine_min` too; `top1` where the output is logits.
+    """One output on one set of inputs at one length. `psnr` of all rows taken together: one peak, one rms; `psnr_min`,
+    `psnr_median` and `cosine_min` over rows; `top1` where the output is logits.
 
     `worst` is the text (or the name) of the row with the least PSNR."""
 
