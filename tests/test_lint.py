@@ -596,7 +596,8 @@ def stock(path: Path, module: nn.Module, precision: str = "float16", target: Any
     [
         (Stock, "float16", ct.target.iOS16, set(), {"linear"}),
         (Stock, "float32", ct.target.iOS15, {"float32"}, {"linear", "float32-io"}),
-        (partial(Stock, words=50257), "float16", ct.target.iOS15, {"axis-limit"}, {"linear", "float32-io", "axis-limit-copy"}),
+        (partial(Stock, words=50257), "float16", ct.target.iOS15, {"axis-limit"},
+         {"linear", "float32-io", "axis-limit-copy"}),
         (partial(Stock, fused=True), "float16", ct.target.iOS18, set(), {"linear", "native-attention"}),
         (Ending, "float16", ct.target.iOS16, set(), {"linear", "cpu-op-at-end"}),
         (Recurrent, "float16", ct.target.iOS16, {"control", "float32"}, {"linear"}),
