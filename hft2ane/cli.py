@@ -1,4 +1,4 @@
-"""The command line: one command a step, and `plan`, `run`, `convert`, `inspect`, `demo`."""
+"""The command line: one command a step, and `plan`, `run`, `convert`, `inspect`, `lint`, `demo`."""
 
 import argparse
 import json
@@ -22,6 +22,7 @@ examples:
   hft2ane convert sentence-transformers/all-MiniLM-L6-v2 --out minilm
   hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
   hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
+  hft2ane lint other.mlpackage                               will it live on the Neural Engine?
   hft2ane run --organization my-org                          plan, convert, verify, publish
 
 A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
@@ -47,7 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
     """BadInput when the command needs a half of hft2ane that is not installed."""
-    extras = {"convert": {convert, export, verify, card, build, inspect, run, demo}, "flows": {run, demo}}
+    extras = {"convert": {convert, export, verify, card, build, inspect, lint, run, demo}, "flows": {run, demo}}
     library = {"convert": "coremltools", "flows": "prefect"}
     if missing := [extra for extra, users in extras.items() if command in users and not find_spec(library[extra])]:
         raise BadInput(f"this command needs more than the light half: pip install 'hft2ane[{','.join(missing)}]'")
@@ -121,6 +122,15 @@ def parser() -> argparse.ArgumentParser:
     sub = add("inspect", inspect, "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.")
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     sub.add_argument("--json", action="store_true")
+
+    sub = add("lint", lint, "Say where an .mlpackage will run, and what keeps it off the Neural Engine. No Mac needed.")
+    sub.add_argument("package", type=Path, metavar="PACKAGE")
+    form = sub.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="findings and a verdict for every operation")
+    form.add_argument("--sarif", action="store_true", help="findings as SARIF 2.1.0, for pull requests")
+    sub.add_argument(
+        "--fail-on", choices=("error", "warning"), default="error", help="exit with 1 from there on (default: error)"
+    )
 
     sub = add("demo", demo, "The whole pipeline on real models and a Hub on this machine.")
     sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
@@ -339,6 +349,22 @@ def inspect(options: argparse.Namespace) -> int:
     else:
         show_package(options.package, summary, identity)
     return 0
+
+
+def lint(options: argparse.Namespace) -> int:
+    from hft2ane.mil.lint import lint as ask
+    from hft2ane.mil.lint import sarif
+    from hft2ane.terminal import show_lint
+
+    found = ask(options.package)
+    if options.json:
+        sys.stdout.write(records.dump(found).decode())
+    elif options.sarif:
+        print(json.dumps(sarif(found), indent=2))
+    else:
+        show_lint(found)
+    failing = ("error",) if options.fail_on == "error" else ("error", "warning")
+    return 1 if any(finding.severity in failing for finding in found.findings) else 0
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ Task = Literal[
 TASKS: tuple[Task, ...] = get_args(Task)
 Variant = Literal["float16"]
 Action = Literal["create", "convert", "card", "skip", "blocked"]
+Severity = Literal["error", "warning", "info"]
+Device = Literal["ane", "gpu", "cpu", "unknown"]
 
 
 # Steps say how far they are: what they do now, and the share done (0 to 1).
@@ -239,6 +241,86 @@ class Report:
     failures: tuple[str, ...]
     not_measured: tuple[str, ...]
     seconds: float
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class LintSettings:
+    """What the linter asks for where its sources contradict each other, or where the answer depends on the system.
+
+    `system`: macOS 27 (and iPhones) take compiled models up to 1 GiB, macOS 26 up to 2. `mask_least`: the most negative
+    additive mask that is well (Apple: −1e4 in 2022, −4e4 in 2026). `query_chunk`: queries that attention takes at once
+    (argmaxtools 256, ml-stable-diffusion 512, Apple 2026 576). `convolutions`: linear layers should be 1×1 convolutions
+    (Apple does so; eeANE and GigaAM leave them and report 97 to 99.9 % on the engine). `fused_norms`: a norm should be
+    one op (Apple 2022 wrote its parts by hand)."""
+
+    __pydantic_config__ = STRICT
+    system: Literal["macOS 26", "macOS 27"] = "macOS 27"
+    mask_least: float = -4e4
+    query_chunk: int = 512
+    convolutions: bool = True
+    fused_norms: bool = True
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Equal findings of one rule, `count` in all functions named: in the operations `ops` (each name once), in the
+    layers that the pattern `layer` stands for (`blocks.{i}.attend`).
+
+    `type` and `shape` are of the first; layer, type, shape and ops are empty where it is about a whole function."""
+
+    __pydantic_config__ = STRICT
+    rule: str
+    severity: Severity
+    functions: tuple[str, ...]
+    message: str
+    layer: str
+    type: str
+    shape: tuple[int, ...]
+    count: int
+    ops: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Where one operation will run. `work`: its estimated floating-point operations; `why` is empty on the engine.
+
+    `measured` is what a compute plan on a Mac says, None where there is none."""
+
+    __pydantic_config__ = STRICT
+    function: str
+    op: str
+    layer: str
+    type: str
+    shape: tuple[int, ...]
+    work: int
+    predicted: Device
+    why: str
+    measured: Device | None = None
+
+
+@dataclass(frozen=True)
+class Placed:
+    """How much of a function is predicted to run where: shares of its operations and of its work, 0 to 1."""
+
+    __pydantic_config__ = STRICT
+    function: str
+    ops: int
+    work: int
+    share_of_ops: dict[Device, float]
+    share_of_work: dict[Device, float]
+
+
+@dataclass(frozen=True)
+class Lint:
+    """What the linter says of one package, worst findings first. Predicted from the saved file, on any machine."""
+
+    __pydantic_config__ = STRICT
+    package: str
+    settings: LintSettings
+    findings: tuple[Finding, ...]
+    placed: tuple[Placed, ...]
+    verdicts: tuple[Verdict, ...]
     schema: Literal[1] = SCHEMA
 
 

@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from hft2ane import records
-from hft2ane.records import Exported, Job, Report, Run
+from hft2ane.records import Exported, Finding, Job, Lint, Report, Run
 
 if TYPE_CHECKING:  # it brings torch
     from hft2ane.mil.inspect import Summary
@@ -30,6 +30,9 @@ STYLES = {
     "skip": "dim",
     "blocked": "yellow",
     "failed": "red",
+    "error": "red",
+    "warning": "yellow",
+    "info": "dim",
 }
 
 
@@ -193,3 +196,36 @@ def show_package(path: Path, summary: Summary, identity: str) -> None:
     for key, value in sorted(summary.metadata.items()):
         made.add_row(escape(key), escape(value))
     console.print(made)
+
+
+def show_lint(lint: Lint) -> None:
+    """The findings, what to do about them, and how much of each function will run where."""
+    from hft2ane.mil.lint import RULES
+
+    console = screen()
+    made = table(lint.package, "", "rule", "where", "what", "×", right=("×",), whole=("rule",))
+    for finding in lint.findings:
+        where = escape(place(finding, lint))
+        made.add_row(styled(finding.severity), finding.rule, where, escape(finding.message), str(finding.count))
+    console.print(made if lint.findings else f"{escape(lint.package)}: no findings")
+    serious = dict.fromkeys(finding.rule for finding in lint.findings if finding.severity != "info")
+    if serious:
+        made = table("\nwhat to do", "rule", "", whole=("rule",))
+        for rule in serious:
+            made.add_row(rule, escape(RULES[rule].fix))
+        console.print(made)
+    devices = ("ane", "cpu", "unknown")
+    made = table("\npredicted, not measured", "function", "ops", *devices, right=("ops", *devices))
+    for each in lint.placed:
+        shares = (f"{each.share_of_ops.get(d, 0):.1%} ({each.share_of_work.get(d, 0):.2%})" for d in devices)  # type: ignore[call-overload]
+        made.add_row(escape(each.function), str(each.ops), *shares)
+    console.print(made)
+    console.print("[dim]Shares of operations (of estimated floating-point operations). The rules: docs/lint.md[/]")
+
+
+def place(finding: Finding, lint: Lint) -> str:
+    """The layers; in which functions, where that is not all of them; and the operation's type and shape."""
+    few = len(finding.functions) < len(lint.placed)
+    functions = f"{', '.join(finding.functions)}: " if few else ""
+    shape = f"{finding.type} {'×'.join(map(str, finding.shape))}" if finding.type else ""
+    return f"{functions}{finding.layer} {shape}".strip()
