@@ -191,6 +191,8 @@ def test_compare_with_itself_shows_the_rounding(good: Path, run: Run) -> None:
     assert said.code == 0
     assert 60 < found(said, "hidden") < 90
     assert "equal" in run("compare", good, good, "--mode", "float32").out
+    by_layer = run("compare", good, good, "--where").out.splitlines()
+    assert all(" dB " in line for line in by_layer if line.startswith("blocks_"))
 
 
 def test_compare_finds_the_first_layer_that_parts(good: Path, broken: Path, run: Run) -> None:
