@@ -1,4 +1,4 @@
-"""The command line: one command a step, and `plan`, `run`, `convert`, `inspect`, `lint`, `demo`."""
+"""The command line: one command a step, and those for models, packages and the night."""
 
 import argparse
 import json
@@ -23,6 +23,8 @@ examples:
   hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
   hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
   hft2ane lint other.mlpackage                               will it live on the Neural Engine?
+  hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
+  hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
   hft2ane run --organization my-org                          plan, convert, verify, publish
 
 A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
@@ -48,7 +50,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
     """BadInput when the command needs a half of hft2ane that is not installed."""
-    extras = {"convert": {convert, export, verify, card, build, inspect, lint, run, demo}, "flows": {run, demo}}
+    extras = {
+        "convert": {convert, export, verify, card, build, inspect, lint, evaluate, compare, run, demo},
+        "flows": {run, demo},
+    }
     library = {"convert": "coremltools", "flows": "prefect"}
     if missing := [extra for extra, users in extras.items() if command in users and not find_spec(library[extra])]:
         raise BadInput(f"this command needs more than the light half: pip install 'hft2ane[{','.join(missing)}]'")
@@ -132,9 +137,37 @@ def parser() -> argparse.ArgumentParser:
         "--fail-on", choices=("error", "warning"), default="error", help="exit with 1 from there on (default: error)"
     )
 
+    sub = add("eval", evaluate, "Compute a package's outputs on any machine, as it declares them to be rounded.")
+    sub.add_argument("package", type=Path, metavar="PACKAGE")
+    sub.add_argument("--inputs", type=Path, required=True, metavar="NPZ", help="one array an input (numpy.savez)")
+    sub.add_argument("--function", metavar="NAME", help="default: the package's default function")
+    sub.add_argument("--out", type=Path, metavar="NPZ", help="write the outputs there")
+    sub.add_argument("--keep", nargs="+", default=[], metavar="NAME", help="values in the middle to give as well")
+    sub.add_argument("--time", action="store_true", help="show what each type of operation took")
+    add_mode(sub)
+
+    sub = add("compare", compare, "PSNR between two packages, output by output, the reference computed in float32.")
+    sub.add_argument("package", type=Path, metavar="PACKAGE")
+    sub.add_argument("reference", type=Path, metavar="REFERENCE", help="an .mlpackage, or an .npz of outputs")
+    sub.add_argument("--inputs", type=Path, metavar="NPZ", help="default: random ids, all valid and half padded")
+    sub.add_argument("--function", metavar="NAME", help="default: the package's default function")
+    sub.add_argument("--where", action="store_true", help="also layer by layer; REFERENCE may be PACKAGE itself")
+    sub.add_argument("--gate", type=float, metavar="DB", help="exit with 1 when an output is below")
+    add_mode(sub)
+
     sub = add("demo", demo, "The whole pipeline on real models and a Hub on this machine.")
     sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
     return top
+
+
+def add_mode(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--mode",
+        choices=("declared", "float32", "half"),
+        default="declared",
+        help="declared (default): float32 inside an operation, its result rounded to its type; float32: no rounding; "
+        "half: half precision inside operations too",
+    )
 
 
 def lengths(text: str) -> tuple[int, ...]:
@@ -365,6 +398,49 @@ def lint(options: argparse.Namespace) -> int:
         show_lint(found)
     failing = ("error",) if options.fail_on == "error" else ("error", "warning")
     return 1 if any(finding.severity in failing for finding in found.findings) else 0
+
+
+def evaluate(options: argparse.Namespace) -> int:
+    from hft2ane.mil import open_package
+    from hft2ane.mil.compare import read_inputs, write_arrays
+    from hft2ane.terminal import show_arrays, show_times
+
+    program = open_package(options.package)
+    inputs = read_inputs(options.inputs, program.function(options.function))
+    times: dict[str, list[float]] = {}
+    arrays = program.evaluate(
+        inputs,
+        options.function,
+        mode=options.mode,
+        keep=options.keep,
+        watch=(lambda op, seconds: times.setdefault(op.type, []).append(seconds)) if options.time else None,
+    )
+    if options.out:
+        write_arrays(options.out, arrays)
+    show_arrays(arrays)
+    if options.time:
+        show_times(times)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    from hft2ane.mil import Program, open_package
+    from hft2ane.mil import compare as beside
+    from hft2ane.terminal import show_compared, show_layers
+
+    only_outputs = options.reference.suffix == ".npz"
+    if only_outputs and (options.where or not options.inputs):
+        raise BadInput(f"{options.reference} has outputs only: give --inputs, and no --where")
+    program = open_package(options.package)
+    reference = beside.read_arrays(options.reference) if only_outputs else open_package(options.reference)
+    graph = program.function(options.function)
+    samples = [beside.read_inputs(options.inputs, graph)] if options.inputs else beside.sample_inputs(graph)
+    found = beside.outputs(program, reference, samples, options.function, options.mode)
+    show_compared(found, options.gate)
+    if options.where and isinstance(reference, Program):
+        layers = beside.where(program, reference, samples, options.function, options.mode)
+        show_layers(layers, beside.PARTED if options.gate is None else options.gate)
+    return 0 if options.gate is None else int(any(each.below(options.gate) for each in found))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
@@ -18,7 +18,9 @@ from rich.table import Table
 from hft2ane import records
 from hft2ane.records import Exported, Finding, Job, Lint, Report, Run
 
-if TYPE_CHECKING:  # it brings torch
+if TYPE_CHECKING:  # they bring torch and numpy
+    from hft2ane.mil.compare import Compared, Layer
+    from hft2ane.mil.evaluate import Array
     from hft2ane.mil.inspect import Summary
 
 STYLES = {
@@ -229,3 +231,52 @@ def place(finding: Finding, lint: Lint) -> str:
     functions = f"{', '.join(finding.functions)}: " if few else ""
     shape = f"{finding.type} {'×'.join(map(str, finding.shape))}" if finding.type else ""
     return f"{functions}{finding.layer} {shape}".strip()
+
+
+def show_arrays(arrays: Mapping[str, Array]) -> None:
+    numeric = ("least", "greatest", "mean")
+    made = table(None, "output", "shape", "type", *numeric, "finite", right=numeric)
+    for name, values in arrays.items():
+        numbers = values.astype("float64")
+        taken = (numbers.min(), numbers.max(), numbers.mean()) if values.size else ()
+        figures = [f"{each:.6g}" for each in taken] or [""] * 3
+        finite = bool((abs(numbers) < float("inf")).all())
+        shown = "yes" if finite else "[red]no[/]"
+        made.add_row(escape(name), " × ".join(map(str, values.shape)), str(values.dtype), *figures, shown)
+    screen().print(made)
+
+
+def show_times(times: Mapping[str, Sequence[float]]) -> None:
+    """`times`: seconds of each operation, by type."""
+    whole = sum(map(sum, times.values()))
+    columns = ("operation", "number", "ms", "share")
+    made = table(f"\n{whole * 1e3:.1f} ms in operations", *columns, right=columns[1:])
+    for name, seconds in sorted(times.items(), key=lambda each: -sum(each[1])):
+        spent = sum(seconds)
+        made.add_row(escape(name), str(len(seconds)), f"{spent * 1e3:.2f}", f"{spent / whole:.1%}")
+    screen().print(made)
+
+
+def show_compared(found: Sequence[Compared], gate: float | None) -> None:
+    made = table(None, "output", "PSNR", right=("PSNR",))
+    for each in found:
+        style = "" if gate is None else "red" if each.below(gate) else "green"
+        made.add_row(escape(each.name), decibels(each), style=style)
+    screen().print(made)
+
+
+def show_layers(layers: Sequence[Layer], least: float) -> None:
+    """Marks the first layer below `least` dB."""
+    made = table("\nby layer", "layer", "values", "PSNR", "worst value", "", right=("values", "PSNR"))
+    first = next((layer for layer in layers if layer.worst.below(least)), None)
+    for layer in layers:
+        mark = f"first below {least:g} dB" if layer is first else ""
+        row = (escape(layer.name), str(layer.values), decibels(layer.worst), escape(layer.worst.name), mark)
+        made.add_row(*row, style="red" if mark else "")
+    screen().print(made)
+
+
+def decibels(value: Compared) -> str:
+    if value.psnr is None:
+        return escape(value.why)
+    return "equal" if value.psnr == float("inf") else f"{value.psnr:.1f} dB"

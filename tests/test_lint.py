@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from hft2ane import export, package, records, source
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
-from hft2ane.errors import PackageError
 from hft2ane.families import family
 from hft2ane.mil.lint import RULES, lint, lint_package, sarif, table
 from hft2ane.mil.lint.graph import Graph, work
@@ -406,7 +405,7 @@ def test_a_state(small: Package) -> None:
 
 
 def test_every_rule_has_a_row() -> None:
-    elsewhere = {"weights-size", "constant-size", "small", "op-count", "state"}
+    elsewhere = {"dynamic-shape", "weights-size", "constant-size", "small", "op-count", "state"}
     assert set(RULES) == set(ROWS) | elsewhere
 
 
@@ -615,10 +614,12 @@ def test_stock_conversions(
     assert kinds(found, "warning") - EXPLAINED == warnings
 
 
-def test_a_range_of_lengths_is_refused_with_its_reason(tmp_path: Path) -> None:
-    path = stock(tmp_path / "stock.mlpackage", Flexible(), length=ct.RangeDim(8, 64, default=TOKENS))
-    with pytest.raises(PackageError, match="flexible shape|not fixed"):
-        lint(path)
+def test_a_range_of_lengths(tmp_path: Path) -> None:
+    found = lint(stock(tmp_path / "stock.mlpackage", Flexible(), length=ct.RangeDim(8, 64, default=TOKENS)))
+    hit = next(finding for finding in found.findings if finding.rule == "dynamic-shape")
+    assert hit.severity == "error"
+    assert "1×?" in hit.message
+    assert found.placed[0].share_of_ops == {"cpu": 1.0}
 
 
 class Flexible(nn.Module):

@@ -7,7 +7,7 @@ import shutil
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from hft2ane.errors import EvaluationError, PackageError
 from hft2ane.mil import Program, open_package
 from hft2ane.mil.inspect import FunctionSummary, inspect
-from hft2ane.mil.load import Feature, load
+from hft2ane.mil.load import ANY, Feature, load
 from hft2ane.mil.proto import Model
 from hft2ane.psnr import psnr
 
@@ -195,8 +195,8 @@ def test_middle_values_are_kept_when_asked_for(good: Path) -> None:
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda p: p.evaluate({}), "function main takes inputs ids; given are "),
-        (lambda p: p.evaluate({**IDS, "mask": IDS["ids"]}), "takes inputs ids; given are ids, mask"),
+        (lambda p: p.evaluate({}), r"function main takes inputs ids \(int32 \(5,\)\); given are none"),
+        (lambda p: p.evaluate({**IDS, "mask": IDS["ids"]}), "given are ids, mask"),
         (lambda p: p.evaluate({"ids": IDS["ids"][:4]}), r"input ids is int32 \(4,\), must be int32 \(5,\)"),
         (lambda p: p.evaluate({"ids": IDS["ids"].astype(np.int64)}), "input ids is int64"),
         (lambda p: p.evaluate({"ids": IDS["ids"] + 1}), "gather 'words': indices 2 to 20 are not all in"),
@@ -227,6 +227,175 @@ def test_several_functions_share_their_constants(tmp_path: Path) -> None:
     ]
     assert blobs[0] == blobs[1]
     assert len(blobs[0]) == 2
+
+
+def built(path: Path, inputs: Sequence[Any], build: Callable[..., Any], **options: Any) -> Program:
+    """The program that `build` makes of these specifications, saved for iOS 18 and read back."""
+    model = ct.convert(
+        mb.program(input_specs=list(inputs), opset_version=ct.target.iOS18)(build),
+        convert_to="mlprogram",
+        minimum_deployment_target=ct.target.iOS18,
+        pass_pipeline=ct.PassPipeline.EMPTY,
+        skip_model_load=True,
+        **options,
+    )
+    model.save(str(path))
+    return open_package(path)
+
+
+def remembering(x: Any, cache: Any) -> Any:
+    """Writes x below what is in the cache, and gives the sum of all of it."""
+    moved = mb.slice_by_index(x=mb.read_state(input=cache), begin=[1, 0], end=[4, 3])
+    new = mb.coreml_update_state(state=cache, value=mb.concat(values=(moved, x), axis=0))
+    return mb.reduce_sum(x=new, axes=[0], name="total")
+
+
+def stateful(folder: Path) -> Program:
+    specs = [mb.TensorSpec((1, 3), types.fp16), mb.StateTensorSpec((4, 3), types.fp16)]
+    return built(folder / "state.mlpackage", specs, remembering)
+
+
+def test_a_state_lasts_from_call_to_call(tmp_path: Path) -> None:
+    program = stateful(tmp_path)
+    assert program.functions["main"].states == (Feature("cache", (4, 3), "float16"),)
+    assert [feature.name for feature in program.functions["main"].inputs] == ["x"]
+    state, rows = program.state(), np.random.default_rng(0).standard_normal((6, 1, 3)).astype(np.float16)
+    for at, x in enumerate(rows):
+        total = program.evaluate({"x": x}, state=state)["total"]
+        seen = rows[max(0, at - 3) : at + 1, 0]
+        np.testing.assert_array_equal(state["cache"][4 - len(seen) :], seen)
+        np.testing.assert_allclose(total, seen.astype(np.float32).sum(0), atol=2e-3)
+    assert state["cache"].dtype == np.float16
+    # without one of the caller's, each call is a first call
+    np.testing.assert_array_equal(program.evaluate({"x": rows[0]})["total"], rows[0, 0])
+    np.testing.assert_array_equal(program.evaluate({"x": rows[0]})["total"], rows[0, 0])
+    with pytest.raises(EvaluationError, match=r"needs a state cache \(4, 3\)"):
+        program.evaluate({"x": rows[0]}, state={"cache": np.zeros((3, 3), np.float16)})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda m: setattr(m.description.state[0], "name", "other"),
+            r"has states \['cache'\], described are \['other'\]",
+        ),
+        (lambda m: setattr(m.description.state[0].type.stateType.arrayType, "dataType", 131104), "described as int32"),
+        (
+            lambda m: setattr(main_block(m).operations[0].inputs["input"].arguments[0], "name", "x"),
+            "read_state .*: its input is not a state of the function",
+        ),
+    ],
+)
+def test_states_that_are_not_what_is_described(change: Callable[[Any], object], message: str, tmp_path: Path) -> None:
+    x = np.zeros((1, 3), np.float16)
+    stateful(tmp_path)
+    rewrite(tmp_path / "state.mlpackage", change)
+    with pytest.raises((PackageError, EvaluationError), match=message):
+        open_package(tmp_path / "state.mlpackage").evaluate({"x": x})
+
+
+def branching(x: Any) -> Any:
+    """2 x when its sum is positive, else x - 1; then doubled until its largest value is above 100."""
+    twice = np.float32(2)
+
+    def small(y: Any) -> Any:
+        return mb.less_equal(x=mb.reduce_max(x=y), y=np.float32(100))
+
+    positive = mb.greater(x=mb.reduce_sum(x=x), y=np.float32(0))
+    chosen = mb.cond(
+        pred=positive, _true_fn=lambda: mb.mul(x=x, y=twice), _false_fn=lambda: mb.sub(x=x, y=np.float32(1))
+    )
+    shifted = mb.add(x=chosen, y=x)  # used inside the loop only
+    return mb.while_loop(
+        _cond=lambda y, n: small(y),
+        _body=lambda y, n: (mb.add(x=mb.mul(x=y, y=twice), y=shifted), mb.add(x=n, y=np.int32(1))),
+        loop_vars=(chosen, np.int32(0)),
+        name="loop",
+    )
+
+
+def test_branches_and_loops(tmp_path: Path) -> None:
+    program = built(tmp_path / "x.mlpackage", [mb.TensorSpec((3,), types.fp32)], branching)
+    for x in (np.float32([1, 2, 5]), np.float32([-9, 1, 6])):
+        y = x * 2 if x.sum() > 0 else x - 1
+        shifted, rounds = y + x, 0
+        while y.max() <= 100:
+            y, rounds = y * 2 + shifted, rounds + 1
+        values, count = program.evaluate({"x": x}).values()
+        np.testing.assert_array_equal(values, y)
+        assert int(count) == rounds > 0
+
+
+def test_a_loop_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hft2ane.mil.evaluate.MOST_ROUNDS", 50)
+    program = built(tmp_path / "x.mlpackage", [mb.TensorSpec((3,), types.fp32)], branching)
+    with pytest.raises(EvaluationError, match="while_loop 'loop': not at its end after 50 rounds"):
+        program.evaluate({"x": np.float32([0, 0, 0])})
+
+
+def flexible(folder: Path, shape: Any) -> Program:
+    class Module(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.reshape(1, -1).softmax(-1) * x.shape[1]
+
+    with torch.inference_mode():
+        traced = torch.jit.trace(Module(), torch.ones(1, 4, 2))  # type: ignore[no-untyped-call]
+    model = ct.convert(
+        traced,
+        inputs=[ct.TensorType("x", shape=shape)],
+        outputs=[ct.TensorType("y")],
+        compute_precision=ct.precision.FLOAT32,
+        minimum_deployment_target=ct.target.iOS17,
+    )
+    model.save(str(folder / "flexible.mlpackage"))
+    return open_package(folder / "flexible.mlpackage")
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.trace:DeprecationWarning")
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        (ct.Shape((1, ct.RangeDim(2, 6, default=4), 2)), r"must be 1 × 2\.\.6 × 2"),
+        (ct.EnumeratedShapes([(1, 4, 2), (1, 6, 2)]), "must be 1 × 4 × 2 or 1 × 6 × 2"),
+    ],
+    ids=["range", "enumerated"],
+)
+def test_flexible_shapes(shape: Any, wanted: str, tmp_path: Path) -> None:
+    program = flexible(tmp_path, shape)
+    assert program.functions["main"].inputs[0].shape == (1, ANY, 2)
+    for length in (4, 6):
+        x = np.random.default_rng(length).standard_normal((1, length, 2)).astype(np.float32)
+        want = torch.tensor(x).double().reshape(1, -1).softmax(-1) * length
+        assert psnr(want.numpy(), program.evaluate({"x": x})["y"].astype(np.float64)) > 125
+    for bad, message in (((1, 7, 2), wanted), ((1, 4, 3), r"must be float32 \(1, any, 2\)")):
+        with pytest.raises(EvaluationError, match=message):
+            program.evaluate({"x": np.ones(bad, np.float32)})
+
+
+def test_half_precision_inside_operations_too(tmp_path: Path) -> None:
+    x = np.array([[2048, 1, 1, 1]], np.float16)
+
+    def build(x: Any) -> Any:
+        return mb.reduce_sum(x=mb.add(x=mb.mul(x=x, y=np.float16(33)), y=np.float16(-65504)), axes=[1], name="y")
+
+    program = built(tmp_path / "x.mlpackage", [mb.TensorSpec((1, 4), types.fp16)], build)
+    assert np.isinf(program.evaluate({"x": x})["y"]).all()  # the product overflows when it is rounded
+    assert np.isfinite(program.evaluate({"x": x}, mode="float32")["y"]).all()
+    assert np.isinf(program.evaluate({"x": x}, mode="half")["y"]).all()
+    values = np.linspace(-4, 4, 400, dtype=np.float16)
+    program = built(tmp_path / "y.mlpackage", [mb.TensorSpec((400,), types.fp16)], lambda x: mb.softsign(x=x, name="y"))
+    half, declared = (program.evaluate({"x": values}, mode=mode)["y"] for mode in ("half", "declared"))
+    np.testing.assert_array_equal(half, values / (1 + abs(values)))  # numpy rounds the sum too
+    assert half.dtype == np.float16
+    assert 60 < psnr(declared.astype(np.float64), half.astype(np.float64)) < 100
+
+
+def test_each_operation_is_timed(good: Path) -> None:
+    seen: list[tuple[str, float]] = []
+    open_package(good).evaluate(IDS, watch=lambda op, seconds: seen.append((op.name, seconds)))
+    assert [name for name, _ in seen] == ["words", "product", "shares", "peaks"]
+    assert all(seconds > 0 for _, seconds in seen)
 
 
 def rewrite(package: Path, change: Callable[[Any], object]) -> None:
@@ -297,8 +466,8 @@ def test_damaged_files(damaged: Path, damage: Callable[[Path], object], file: st
         (lambda m: m.description.input[0].type.multiArrayType.shape.append(1), r"described as int32 \(5, 1\)"),
         (lambda m: m.description.input[0].type.imageType.SetInParent(), "is a imageType, only arrays are read"),
         (
-            lambda m: m.description.input[0].type.multiArrayType.enumeratedShapes.SetInParent(),
-            "flexible shape, only fixed ones are read",
+            lambda m: m.description.input[0].type.multiArrayType.enumeratedShapes.shapes.add().shape.append(7),
+            r"input 'ids' has shape \(5,\), described are 1 ranges for it",
         ),
         (lambda m: main_block(m).outputs.append("nothing"), "output 'nothing' is not defined"),
         (lambda m: main_block(m).operations.reverse(), "which nothing before it defines"),
@@ -306,13 +475,19 @@ def test_damaged_files(damaged: Path, damage: Callable[[Path], object], file: st
         (lambda m: main_block(m).operations[-1].inputs["x"].Clear(), "an input that is bound to nothing"),
         (lambda m: main_block(m).operations[-1].outputs[0].type.listType.SetInParent(), "is a listType"),
         (
-            lambda m: main_block(m).operations[-1].outputs[0].type.tensorType.dimensions[0].unknown.SetInParent(),
-            "has a dimension that is not fixed",
+            lambda m: setattr(
+                main_block(m).operations[-1].outputs[0].type.tensorType.dimensions[0].unknown, "variadic", True
+            ),
+            "has a number of dimensions that is not fixed",
         ),
         (lambda m: setattr(main_block(m).operations[-1].outputs[0].type.tensorType, "rank", 9), "has rank 9 and 1 dim"),
         (
             lambda m: setattr(main_block(m).operations[-1].outputs[0].type.tensorType, "dataType", 12),
             "has element type 12, which is not read",
+        ),
+        (
+            lambda m: weight_of(m).type.tensorType.dimensions[0].unknown.SetInParent(),
+            "a constant has a size that is not fixed",
         ),
         (lambda m: setattr(weight_of(m).blobFileValue, "offset", 66), "weight.bin: blob at 66: no record can be"),
         (lambda m: setattr(weight_of(m).blobFileValue, "offset", 1 << 60), "weight.bin: blob at .*: no record can be"),

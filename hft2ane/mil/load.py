@@ -6,7 +6,7 @@ Whatever is not as the format wants it is one PackageError that names the file a
 import json
 import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -58,12 +58,15 @@ FEATURE_DTYPES = {65552: "float16", 65568: "float32", 131080: "int8", 131104: "i
 SENTINEL = 0xDEADBEEF
 RECORD = struct.Struct("<IIQQ")  # sentinel, code, bytes, offset of the data
 ALIGNMENT = 64
+
+ANY = -1  # a size that only the inputs of a call decide
+UNBOUNDED = 2**31 - 2
 STORAGE_VERSION = 2
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A named tensor with its declared shape and element type (`float16`, `float32`, `int32`, `bool` …)."""
+    """A named tensor with its declared shape, ANY for a flexible size, and element type (`float16`, `int32` …)."""
 
     name: str
     shape: tuple[int, ...]
@@ -88,24 +91,38 @@ class Constant:
 
 @dataclass(frozen=True)
 class Op:
-    """One operation. An input is bound to one or more values, each a name or a constant written in place."""
+    """One operation. An input is bound to one or more values, each a name or a constant written in place. `blocks`: the
+    branches of cond, or condition and body of while_loop."""
 
     type: str
     name: str
     inputs: Mapping[str, tuple[str | Constant, ...]]
     outputs: tuple[Feature, ...]
-    nested: bool
+    blocks: tuple["Block", ...] = ()
+
+
+@dataclass(frozen=True)
+class Block:
+    """A branch or a loop's part, which also sees the values around it. `outputs` are names."""
+
+    inputs: tuple[Feature, ...]
+    outputs: tuple[str, ...]
+    constants: Mapping[str, Constant]
+    ops: tuple[Op, ...]
 
 
 @dataclass(frozen=True)
 class Function:
-    """One entry point. `constants` are its const operations by name, `ops` all the others in order."""
+    """One entry point. `constants` are its const operations by name, `ops` all the others in order. `states` last from
+    call to call. `flexible`: for an input with an ANY in its shape what it may be, each way a range an axis."""
 
     name: str
     inputs: tuple[Feature, ...]
     outputs: tuple[Feature, ...]
     constants: Mapping[str, Constant]
     ops: tuple[Op, ...]
+    states: tuple[Feature, ...]
+    flexible: Mapping[str, tuple[tuple[range, ...], ...]]
 
 
 @dataclass(frozen=True)
@@ -146,6 +163,24 @@ def _inside(relative: str, file: Path) -> PurePosixPath:
     if path.is_absolute() or ".." in path.parts or not path.parts:
         _fail(file, f"points outside the package: {relative!r}")
     return path
+
+
+def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
+    """If a tensor of this shape may stand where one is declared."""
+    return len(shape) == len(declared) and all(
+        size in (ANY, actual) for actual, size in zip(shape, declared, strict=True)
+    )
+
+
+def _ways(array: Any) -> tuple[tuple[range, ...], ...]:
+    """The shapes that a flexible array may have; nothing for a fixed one."""
+    match array.WhichOneof("ShapeFlexibility"):
+        case "enumeratedShapes":
+            return tuple(tuple(range(n, n + 1) for n in each.shape) for each in array.enumeratedShapes.shapes)
+        case "shapeRange":
+            ranges = array.shapeRange.sizeRanges
+            return (tuple(range(r.lowerBound, (r.upperBound if r.upperBound >= 0 else UNBOUNDED) + 1) for r in ranges),)
+    return ()
 
 
 def _fail(file: Path, what: str) -> NoReturn:
@@ -241,13 +276,29 @@ class _Reader:
         if block is None:
             self.fail(f"has no code for its opset {proto.opset!r}")
         values: dict[str, Feature | Constant] = {}
-        inputs = tuple(self.feature(each) for each in proto.inputs)
-        self.define(values, inputs)
+        inputs, states = (
+            tuple(self.feature(each) for each in proto.inputs if (each.type.WhichOneof("type") == "stateType") is kept)
+            for kept in (False, True)
+        )
+        self.define(values, (*inputs, *states))
+        ops = self.operations(block.operations, values, f"function {name}")
+        self.at = f"function {name}"
+        outputs = tuple(self.output(each, values) for each in block.outputs)
+        flexible = self.agree("input", inputs, contract.input)
+        self.agree("output", outputs, contract.output)
+        self.agree("state", states, contract.state)
+        constants = {each: value for each, value in values.items() if isinstance(value, Constant)}
+        return Function(name, inputs, outputs, constants, ops, states, flexible)
+
+    def operations(
+        self, operations: Iterable[Any], values: dict[str, Feature | Constant], place: str
+    ) -> tuple[Op, ...]:
+        """All but const, which go into `values` as all results do."""
         ops = []
-        for index, operation in enumerate(block.operations):
-            self.at = f"function {name}, operation {index}, {operation.type}"
+        for index, operation in enumerate(operations):
+            self.at = f"{place}, operation {index}, {operation.type}"
             label = self.label(operation)
-            self.at = f"function {name}, {operation.type} {label!r}"
+            self.at = f"{place}, {operation.type} {label!r}"
             if operation.type == "const":
                 if len(operation.outputs) != 1 or "val" not in operation.attributes:
                     self.fail("a const has one output and one value")
@@ -260,12 +311,18 @@ class _Reader:
             op = self.op(operation, label, values)
             self.define(values, op.outputs)
             ops.append(op)
-        self.at = f"function {name}"
-        outputs = tuple(self.output(each, values) for each in block.outputs)
-        self.agree("input", inputs, contract.input)
-        self.agree("output", outputs, contract.output)
-        constants = {each: value for each, value in values.items() if isinstance(value, Constant)}
-        return Function(name, inputs, outputs, constants, tuple(ops))
+        return tuple(ops)
+
+    def block(self, proto: Any, around: Mapping[str, Feature | Constant]) -> Block:
+        place, values = self.at, dict(around)
+        inputs = tuple(self.feature(each) for each in proto.inputs)
+        self.define(values, inputs)
+        ops = self.operations(proto.operations, values, place)
+        self.at = place
+        for each in proto.outputs:
+            self.output(each, values)
+        constants = {name: each for name, each in values.items() if isinstance(each, Constant) and name not in around}
+        return Block(inputs, tuple(proto.outputs), constants, ops)
 
     def label(self, operation: Any) -> str:
         """An operation's name; without one, that of its first result."""
@@ -284,7 +341,7 @@ class _Reader:
                 self.fail(f"value {feature.name!r} is defined a second time")
             values[feature.name] = constant or feature
 
-    def op(self, proto: Any, name: str, values: Mapping[str, object]) -> Op:
+    def op(self, proto: Any, name: str, values: Mapping[str, Feature | Constant]) -> Op:
         # Compressed weights keep their parameters as attributes up to iOS 17, as inputs from iOS 18 on.
         inputs: dict[str, tuple[str | Constant, ...]] = {
             key: (self.constant(value),) for key, value in proto.attributes.items() if key != "name"
@@ -294,9 +351,9 @@ class _Reader:
                 self.fail(f"{key} is given twice")
             inputs[key] = tuple(self.binding(each, values) for each in argument.arguments)
         outputs = tuple(self.feature(each) for each in proto.outputs)
-        if not outputs or () in inputs.values():
+        if (not outputs and proto.type != "write_state") or () in inputs.values():
             self.fail("has no output, or an input that is bound to nothing")
-        return Op(proto.type, name, inputs, outputs, nested=len(proto.blocks) > 0)
+        return Op(proto.type, name, inputs, outputs, tuple(self.block(each, values) for each in proto.blocks))
 
     def binding(self, proto: Any, values: Mapping[str, object]) -> str | Constant:
         if proto.WhichOneof("binding") == "value":
@@ -311,27 +368,37 @@ class _Reader:
             self.fail(f"its output {name!r} is not defined")
         return value if isinstance(value, Feature) else Feature(name, value.shape, value.dtype)
 
-    def agree(self, kind: str, features: tuple[Feature, ...], described: Iterable[Any]) -> None:
-        """The model's description, which apps see, says the same as the program."""
+    def agree(
+        self, kind: str, features: tuple[Feature, ...], described: Iterable[Any]
+    ) -> dict[str, tuple[tuple[range, ...], ...]]:
+        """The model's description, which apps see, says the same as the program. Gives what flexible shapes may be."""
+        flexible = {}
         contract = {each.name: each.type for each in described}
         if contract.keys() != {feature.name for feature in features}:
             self.fail(f"has {kind}s {[feature.name for feature in features]}, described are {sorted(contract)}")
         for feature in features:
             declared = contract[feature.name]
-            if declared.WhichOneof("Type") != "multiArrayType":
+            expected = "stateType" if kind == "state" else "multiArrayType"
+            if declared.WhichOneof("Type") != expected:
                 self.fail(f"{kind} {feature.name!r} is a {declared.WhichOneof('Type')}, only arrays are read")
-            array = declared.multiArrayType
-            if array.WhichOneof("ShapeFlexibility") is not None:
-                self.fail(f"{kind} {feature.name!r} has a flexible shape, only fixed ones are read")
+            array = declared.stateType.arrayType if kind == "state" else declared.multiArrayType
+            if ways := _ways(array):
+                flexible[feature.name] = ways
+            if kind != "output" and bool(ways) != (ANY in feature.shape):
+                self.fail(f"{kind} {feature.name!r} has shape {feature.shape}, described are {len(ways)} ranges for it")
+            if any(len(way) != len(feature.shape) for way in ways):
+                self.fail(f"{kind} {feature.name!r} is described with another rank than {feature.shape}")
             shape, dtype = tuple(array.shape), FEATURE_DTYPES.get(array.dataType)
             # coremltools leaves out the shape of some outputs, and describes a scalar input as one element.
-            if dtype != feature.dtype or (shape and shape != (feature.shape or (1,))):
+            if dtype != feature.dtype or (shape and not fits(shape, feature.shape or (1,))):
                 self.fail(
                     f"{kind} {feature.name!r} is described as {dtype} {shape}, is {feature.dtype} {feature.shape}"
                 )
+        return flexible
 
     def feature(self, proto: Any) -> Feature:
-        shape, dtype = self.tensor_type(proto.type, proto.name)
+        state = proto.type.WhichOneof("type") == "stateType"
+        shape, dtype = self.tensor_type(proto.type.stateType.wrappedType if state else proto.type, proto.name)
         return Feature(proto.name, shape, dtype.name)
 
     def tensor_type(self, proto: Any, name: str) -> tuple[tuple[int, ...], DType]:
@@ -341,14 +408,17 @@ class _Reader:
         dtype = DTYPES.get(tensor.dataType)
         if dtype is None:
             self.fail(f"{name!r} has element type {tensor.dataType}, which is not read")
-        if any(each.WhichOneof("dimension") != "constant" for each in tensor.dimensions):
-            self.fail(f"{name!r} has a dimension that is not fixed")
+        if any(each.unknown.variadic or each.WhichOneof("dimension") is None for each in tensor.dimensions):
+            self.fail(f"{name!r} has a number of dimensions that is not fixed")
         if tensor.rank != len(tensor.dimensions):
             self.fail(f"{name!r} has rank {tensor.rank} and {len(tensor.dimensions)} dimensions")
-        return tuple(each.constant.size for each in tensor.dimensions), dtype
+        sizes = (each.constant.size if each.HasField("constant") else ANY for each in tensor.dimensions)
+        return tuple(sizes), dtype
 
     def constant(self, proto: Any) -> Constant:
         shape, dtype = self.tensor_type(proto.type, "a constant")
+        if ANY in shape:
+            self.fail("a constant has a size that is not fixed")
         kind = proto.WhichOneof("value")
         if kind == "blobFileValue":
             return self.blob(proto.blobFileValue, shape, dtype)

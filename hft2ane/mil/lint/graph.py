@@ -192,7 +192,13 @@ ARITHMETIC: Mapping[str, Callable[..., Interval]] = {
 
 
 def work(graph: Graph, op: Op) -> int:
-    """Floating-point operations, estimated: two a multiply-add of a product, one an element of any other result."""
+    """Floating-point operations, estimated: two a multiply-add of a product, one an element of any other result.
+
+    A size that is not known (ANY, which is −1) counts as 1."""
+    return abs(arithmetic(graph, op))
+
+
+def arithmetic(graph: Graph, op: Op) -> int:
     out = sum(math.prod(feature.shape) for feature in op.outputs)
     shapes = {each: value.shape for each in op.inputs if (value := graph.bound(op, each)) is not None}
     match op.type:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, key
-from hft2ane.mil.load import BY_NAME, Constant, Feature, Op
+from hft2ane.mil.load import ANY, BY_NAME, Constant, Feature, Op
 from hft2ane.records import Device, LintSettings, Severity
 
 FP16_MAX = 65504.0
@@ -69,12 +69,12 @@ def rule(
 
 
 def size(feature: Feature) -> int:
-    """Bytes, unpadded."""
-    return math.prod(feature.shape) * BY_NAME[feature.dtype].bits // 8
+    """Bytes, unpadded; a size that is not known counts as 1."""
+    return abs(math.prod(feature.shape)) * BY_NAME[feature.dtype].bits // 8
 
 
 def shown(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape)) or "scalar"
+    return "×".join("?" if size == ANY else str(size) for size in shape) or "scalar"
 
 
 # ---- shapes
@@ -161,6 +161,21 @@ def rank_5(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
             yield Hit(op, f"{op.type} at rank 5: {shown(at.shape)}")
 
 
+@rule(
+    "dynamic-shape",
+    "error",
+    places="cpu",
+    source="executorch docs: RangeDim means CPU or GPU; more-ane-transformers NOTES.md: dynamic goes to the CPU",
+    fix="Fix the shapes: one package a length, or one function a length in a multifunction package.",
+)
+def dynamic_shape(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
+    """No size that only the inputs of a call decide."""
+    for op in graph.ops:
+        open_ended = next((f for f in (*op.outputs, *graph.read(op)) if ANY in f.shape), None)
+        if open_ended is not None:
+            yield Hit(op, f"{op.type} on a size known only at run time: {shown(open_ended.shape)}")
+
+
 PADDING = "apple/coreai-models neural_engine_rules: rows are padded to 64 bytes"
 
 
@@ -169,7 +184,7 @@ def padded(graph: Graph, op: Op) -> Iterator[tuple[Feature, int]]:
     for feature in op.outputs:
         width = feature.shape[-1] if feature.shape else 1
         row = width * BY_NAME[feature.dtype].bits // 8
-        rows = math.prod(feature.shape[:-1])
+        rows = abs(math.prod(feature.shape[:-1]))
         full = rows * -(-row // ROW) * ROW
         if feature.dtype in FLOATS and full >= BIG and full > WASTE * row * rows:
             yield feature, full
