@@ -175,6 +175,51 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Range:
+    """One kind of value of one layer, on the texts of the audit. `path`: the module's, "" for the whole model.
+
+    `max`: the largest magnitude; `headroom_bits`: log2(65504 / max); `subnormal`: share of the values other than zero
+    that are below fp16's least normal number, so that they lose digits or become zero."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    kind: str
+    max: float
+    headroom_bits: float
+    subnormal: float
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """What was done for a layer: what goes into `path` is 2^-exponent of the original's, and so are `scaled`'s weights.
+
+    `kind`, `max_before`: what was too large there, and how large. `eps_error`: the most by which the result of a norm
+    changes, as a share of it, because eps · 2^(-2 · exponent) is not a number of fp16."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    exponent: int
+    scaled: tuple[str, ...]
+    kind: str
+    max_before: float
+    headroom_bits_before: float
+    eps_error: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """ranges.json: how large the numbers of the conditioned network get. `failures`: what does not fit, in words."""
+
+    __pydantic_config__ = STRICT
+    rows: int
+    tokens: int
+    layers: tuple[Range, ...]
+    conditioned: tuple[Conditioned, ...]
+    failures: tuple[str, ...]
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
 class Exported:
     """export.json: the packages are in the job's folder."""
 
@@ -186,6 +231,7 @@ class Exported:
     packages: tuple[Package, ...]
     labels: tuple[str, ...]
     problem: str | None
+    audit: Audit
     toolchain: dict[str, str]
     seconds: float
     schema: Literal[1] = SCHEMA
