@@ -27,7 +27,9 @@ from markdown_it import MarkdownIt
 from hft2ane import card, licenses, keys, layout, publish, records
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
+    Audit,
     CardFields,
+    Conditioned,
     Conversion,
     Exported,
     Fidelity,
@@ -35,6 +37,7 @@ from hft2ane.records import (
     Job,
     Measure,
     Package,
+    Range,
     Recipe,
     RemoteFile,
     Report,
@@ -76,6 +79,34 @@ MODELS: Mapping[Task, Any] = {
     "next-sentence-prediction": ("BertForNextSentencePrediction", {"logits": (2,)}, (), None),
     "multiple-choice": ("BertForMultipleChoice", {"logits": (4,)}, (), None),
 }
+
+
+AUDIT = Audit(
+    rows=25,
+    tokens=512,
+    layers=tuple(
+        Range(path, kind, largest, round(float(np.log2(65504 / largest)), 2), 0.0125)
+        for path, kind, largest in (
+            ("encoder.words", "embedding", 1.049),
+            ("", "sum", 2.856),
+            ("encoder.norm", "squares", 8.101),
+            *(
+                (f"encoder.blocks.{i}.{name}", kind, (i + 1) * largest)
+                for i in range(3)
+                for name, kind, largest in (
+                    ("attend.q", "linear", 16.39),
+                    ("attend", "scores", 95.76),
+                    ("up", "linear", 24.53),
+                    ("norm2", "sum", 55.7),
+                    ("norm2", "squares", 3077.0),
+                )
+            ),
+            ("pool", "weighted sum", 3.2),
+        )
+    ),
+    conditioned=(Conditioned("encoder.blocks.1.norm2", 3, ("encoder.blocks.1.down",), "squares", 393800.0, -2.59, 1.2e-7),),
+    failures=(),
+)
 
 
 def measures(function: Function, base: float) -> list[Measure]:
@@ -174,6 +205,7 @@ def job_folder(
             ),
             labels=labels,
             problem=problem,
+            audit=AUDIT,
             toolchain={"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"},
             seconds=3.2,
         ),
@@ -285,7 +317,8 @@ def test_release_holds_what_is_published_and_nothing_else(folder: Path) -> None:
     files = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
     package = "all-MiniLM-L6-v2.float16.mlpackage"
     assert files == {
-        *("README.md", "conversion.json", "SHA256SUMS", "reports/report.json", "assets/psnr-float16-mil-declared.png"),
+        *("README.md", "conversion.json", "SHA256SUMS", "reports/report.json", "reports/ranges.json"),
+        *("assets/psnr-float16-mil-declared.png", "assets/fp16-headroom.png"),
         *("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"),
         *(f"{package}/Manifest.json", f"{package}/Data/com.apple.CoreML/weights/weight.bin"),
     }
@@ -719,7 +752,9 @@ def check_harmless(page: str) -> None:
     targets = re.findall(r'(?:href|src)="([^"]*)"', page)
     ours = r"#fidelity|https://huggingface\.co/[\w./-]+|https://github\.com/huggingface/swift-transformers"
     for target in targets:
-        assert re.fullmatch(ours + r"|assets/[\w.-]+\.png|reports/report\.json|LICENSE[\w%()]*", target), target
+        assert re.fullmatch(ours + r"|assets/[\w.-]+\.png|reports/(report|ranges)\.json|LICENSE[\w%()]*", target), (
+            target
+        )
     assert "49" not in re.findall(r"<code>(.*?)</code>", page)
     assert page.count("<h2>") in (6, 7)
 
