@@ -261,13 +261,14 @@ def tokenizer() -> dict[str, Any]:
     }
 
 
-DRAWN = functools.cache(card.plot)
+DRAWN, DRAWN_HEADROOM = functools.cache(card.plot), functools.cache(card.plot_headroom)
 
 
 @pytest.fixture(autouse=True)
 def _plots_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plot is not drawn again for every test."""
     monkeypatch.setattr(card, "plot", DRAWN)
+    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM)
 
 
 @pytest.fixture
@@ -371,6 +372,7 @@ def test_conversion_record(folder: Path) -> None:
 
 def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "plot", DRAWN.__wrapped__)
+    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM.__wrapped__)
     one, other = (card.write(job_folder(tmp_path / name, lengths=(32, 128))) for name in ("one", "other"))
     for file in (p for p in one.rglob("*") if p.is_file()):
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file.name
@@ -381,6 +383,7 @@ def test_the_user_s_matplotlib_settings_change_nothing(folder: Path) -> None:
     drawn = card.plot(report.fidelity[1], report.protocol)
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "savefig.dpi": 20, "figure.facecolor": "red"}):
         assert DRAWN.__wrapped__(report.fidelity[1], report.protocol) == drawn
+        assert DRAWN_HEADROOM.__wrapped__(AUDIT) == card.plot_headroom(AUDIT)
 
 
 def test_a_second_run_replaces_the_release(folder: Path) -> None:
@@ -643,8 +646,9 @@ def test_each_backend_has_its_own_figures(folder: Path) -> None:
     assert records.read(release / "conversion.json", Conversion).psnr["float16"] == 61.23
 
 
-def test_plot_is_transparent_and_legible_on_black_and_white(folder: Path) -> None:
-    image = matplotlib.image.imread(card.write(folder) / "assets" / "psnr-float16-mil-declared.png")
+@pytest.mark.parametrize("name", ["psnr-float16-mil-declared", "fp16-headroom"])
+def test_plot_is_transparent_and_legible_on_black_and_white(folder: Path, name: str) -> None:
+    image = matplotlib.image.imread(card.write(folder) / "assets" / f"{name}.png")
     assert image.shape[1] >= 1200
     assert image[0, 0, 3] == 0
     opaque = image[image[..., 3] == 1][:, :3]
@@ -666,6 +670,17 @@ def test_nothing_of_a_plot_is_cut_off(folder: Path) -> None:
         image = matplotlib.image.imread(io.BytesIO(card.plot(bar, report.protocol)))
         for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
             assert edge[..., 3].max() == 0
+
+
+def test_the_headroom_that_is_least_and_what_was_conditioned(folder: Path) -> None:
+    text = card.write(folder).joinpath("README.md").read_text()
+    section = text.split("### Headroom in fp16", 1)[1].split("\n### ")[0]
+    assert "| `encoder.blocks.2.norm2` | squares | 9231 | 2.8 |" in section
+    assert "| `encoder.blocks.1.norm2` | 2^-3 | squares | 3.938e+05 |" in section
+    assert records.read(folder / "release/reports/ranges.json", Audit) == AUDIT
+    exported = records.read(folder / "export.json", Exported)
+    records.write(folder / "export.json", replace(exported, audit=replace(AUDIT, conditioned=())))
+    assert "2^-" not in card.write(folder).joinpath("README.md").read_text()
 
 
 # ---- hostile text
