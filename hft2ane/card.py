@@ -28,6 +28,7 @@ from markupsafe import Markup
 from hft2ane import keys, layout, records
 from hft2ane.errors import BadInput, GateFailed
 from hft2ane.records import (
+    Audit,
     CardFields,
     Conversion,
     Exported,
@@ -46,6 +47,8 @@ from hft2ane.records import (
 )
 
 SUMS = "SHA256SUMS"
+HEADROOM = "assets/fp16-headroom.png"
+TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 # The verify step caps figures here: nothing differs.
 EQUAL = 300.0
 
@@ -123,7 +126,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         for package in exported.packages:
             progress(f"link {package.file}", 0.1)
             link(folder / package.file, release / package.file)
-        present(release, job, conversion, report, progress)
+        present(release, job, conversion, report, exported.audit, progress)
         sums(release, {}, progress)
     progress("card", 1.0)
     return folder / "release"
@@ -137,6 +140,7 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
     previous = folder / "previous"
     old = records.read(previous / "conversion.json", Conversion)
     report = records.read(previous / "reports" / "report.json", Report)
+    audit = records.read(previous / "reports" / "ranges.json", Audit)
     check_report(report, old, previous)
     conversion = replace(
         old,
@@ -147,7 +151,7 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
     with whole(folder / "release") as release:
         copy(small_files(layout.shaping(old.source.files)), previous, release)
         copy(small_files(layout.legal(fresh.files)), folder / "source", release)
-        present(release, job, conversion, report, progress)
+        present(release, job, conversion, report, audit, progress)
         sums(release, package_sums(previous / SUMS, conversion), progress)
     records.write(folder / "report.json", report)
     progress("card", 1.0)
@@ -232,8 +236,8 @@ def link(source: Path, target: Path) -> None:
             shutil.copyfile(file, place)
 
 
-def present(release: Path, job: Job, conversion: Conversion, report: Report, progress: Progress) -> None:
-    """Everything of the release that is made from records: plots, card, conversion.json, the report."""
+def present(release: Path, job: Job, conversion: Conversion, report: Report, audit: Audit, progress: Progress) -> None:
+    """Everything of the release that is made from records: plots, card, conversion.json, the reports."""
     progress("draw the plots", 0.3)
     plots = []
     for bar in report.fidelity:
@@ -241,10 +245,12 @@ def present(release: Path, job: Job, conversion: Conversion, report: Report, pro
             name = f"assets/psnr-{bar.what}-{bar.backend}.png"
             records.write_bytes(release / name, plot(bar, report.protocol))
             plots.append((name, bar))
+    records.write_bytes(release / HEADROOM, plot_headroom(audit))
     progress("write the card", 0.5)
     records.write(release / "reports" / "report.json", report)
+    records.write(release / "reports" / "ranges.json", audit)
     records.write(release / "conversion.json", conversion)
-    records.write_bytes(release / "README.md", readme(release, job, conversion, report, plots).encode())
+    records.write_bytes(release / "README.md", readme(release, job, conversion, report, audit, plots).encode())
 
 
 def sums(release: Path, carried: Mapping[str, str], progress: Progress) -> None:
@@ -272,13 +278,18 @@ def package_sums(published: Path, conversion: Conversion) -> dict[str, str]:
 
 
 def readme(
-    release: Path, job: Job, conversion: Conversion, report: Report, plots: Sequence[tuple[str, Fidelity]]
+    release: Path,
+    job: Job,
+    conversion: Conversion,
+    report: Report,
+    audit: Audit,
+    plots: Sequence[tuple[str, Fidelity]],
 ) -> str:
     """The whole README.md; what the front matter says is read back by huggingface_hub as a check."""
     from huggingface_hub import ModelCard
 
     data = front_matter(conversion, report)
-    text = f"---\n{data.to_yaml()}\n---\n\n{body(release, job, conversion, report, plots)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{body(release, job, conversion, report, audit, plots)}"
     if ModelCard(text).data.to_yaml() != data.to_yaml():
         raise BadInput(f"the front matter of the card for {conversion.source.id} does not read back as it was written")
     return text
@@ -336,7 +347,14 @@ def short_name(source: Source) -> str:
     return source.id.rstrip("/").rpartition("/")[2]
 
 
-def body(release: Path, job: Job, conversion: Conversion, report: Report, plots: Sequence[tuple[str, Fidelity]]) -> str:
+def body(
+    release: Path,
+    job: Job,
+    conversion: Conversion,
+    report: Report,
+    audit: Audit,
+    plots: Sequence[tuple[str, Fidelity]],
+) -> str:
     """The card below its front matter, from the template."""
     source, task, package = conversion.source, conversion.task, conversion.packages[0]
     function = next(f for f in package.functions if f.name == package.default_function)
@@ -357,6 +375,9 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, plots:
         source=source,
         conversion=conversion,
         report=report,
+        audit=audit,
+        tightest=sorted(audit.layers, key=lambda r: r.headroom_bits)[:TIGHTEST],
+        headroom_plot=HEADROOM,
         artefacts=[bar for bar in report.fidelity if bar.what != "rewrite"],
         rewrites=[bar for bar in report.fidelity if bar.what == "rewrite"],
         plots=plots,
@@ -563,22 +584,14 @@ def systems(minimum: str) -> str:
 
 GREY, GATE = "#7a828c", "#d1495b"  # readable on white and on near-black: the image has no background
 COLOURS = ("#3b82f6", "#e08a1e", "#2ca25f", "#a06cd5", "#d45d9e", "#17a2b8")
+HEADROOM_KINDS = ("linear", "sum", "squares", "scores", "activation")  # each a line; the rest shares one
 
 
 def plot(bar: Fidelity, protocol: str) -> bytes:
     """PNG: for every output and length a line, on it for every set of inputs the worst row and the median."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     lines = list(dict.fromkeys((m.output, m.length) for m in by_output(bar.measures)))
     kinds = list(dict.fromkeys(m.inputs for m in bar.measures))
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
-            matplotlib.rcParams[part] = GREY
-        matplotlib.rcParams["font.size"], matplotlib.rcParams["text.parse_math"] = 12, False
-        figure = Figure(figsize=(9, 1.9 + len(lines) * (0.35 + 0.13 * len(kinds))), dpi=160, layout="constrained")
-        axes = figure.subplots()
+    with drawing(9, 1.9 + len(lines) * (0.35 + 0.13 * len(kinds))) as (figure, axes, image):
         for n, kind in enumerate(kinds):
             measures = [m for m in bar.measures if m.inputs == kind]
             heights = [
@@ -595,9 +608,57 @@ def plot(bar: Fidelity, protocol: str) -> bytes:
         axes.set_xlabel(f"PSNR in dB, {protocol}: dot = worst row, stroke = median")
         axes.grid(axis="x", color=GREY, alpha=0.25, linewidth=0.8)
         axes.tick_params(axis="y", length=0)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
+        axes.spines["left"].set_visible(False)
         figure.legend(loc="outside upper left", ncols=3, frameon=False, handletextpad=0.4, columnspacing=1.4)
-        image = io.BytesIO()
-        figure.savefig(image, format="png", transparent=True, metadata={"Software": None})
     return image.getvalue()
+
+
+def plot_headroom(audit: Audit) -> bytes:
+    """PNG: for every kind of value a line over the layers, and a cross where conditioning found too little."""
+    stages = list(dict.fromkeys(stage(r.path) for r in audit.layers))
+    named = [kind for kind in HEADROOM_KINDS if any(r.kind == kind for r in audit.layers)]
+    with drawing(9, 4.5) as (figure, axes, image):
+        for n, kind in enumerate([*named, "all else"]):
+            least: dict[str, float] = {}
+            for r in audit.layers:
+                if r.kind == kind or (kind == "all else" and r.kind not in named):
+                    least[stage(r.path)] = min(r.headroom_bits, least.get(stage(r.path), math.inf))
+            line = [least.get(name, math.nan) for name in stages]
+            size = 7 - 0.8 * n  # so that one shows below another
+            axes.plot(line, marker="o", markersize=size, color=COLOURS[n], linewidth=size / 2, label=kind)
+        for n, c in enumerate(audit.conditioned):
+            label = "before conditioning" if n == 0 else None
+            place = stages.index(stage(c.path))
+            axes.scatter(place, c.headroom_bits_before, marker="x", s=45, color=GATE, zorder=3, label=label)
+        axes.axhline(0, color=GATE, linestyle="--", linewidth=1.5, label="overflow")
+        axes.set_xticks(range(len(stages)), stages, rotation=90 if len(stages) > 10 else 0)
+        axes.set_ylabel("bits of headroom to 65504")
+        axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
+        axes.tick_params(axis="x", length=0)
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, handletextpad=0.4, columnspacing=1.4)
+    return image.getvalue()
+
+
+def stage(path: str) -> str:
+    """`encoder.blocks.3.attend.q` -> `blocks 3`; `encoder.norm` -> `norm`; the model's own operations -> `model`."""
+    numbered = re.search(r"(\w+)\.(\d+)(?:\.|$)", path)
+    return f"{numbered[1]} {numbered[2]}" if numbered else path.rpartition(".")[2] or "model"
+
+
+@contextlib.contextmanager
+def drawing(width: float, height: float) -> Iterator[tuple[Any, Any, io.BytesIO]]:
+    """A figure, in inches, with one diagram; at the end it is in the BytesIO as PNG, the same bytes every time."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        for part in ("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"):
+            matplotlib.rcParams[part] = GREY
+        matplotlib.rcParams["font.size"], matplotlib.rcParams["text.parse_math"] = 12, False
+        figure, image = Figure(figsize=(width, height), dpi=160, layout="constrained"), io.BytesIO()
+        axes = figure.subplots()
+        for side in ("top", "right"):
+            axes.spines[side].set_visible(False)
+        yield figure, axes, image
+        figure.savefig(image, format="png", transparent=True, metadata={"Software": None})

@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
     """BadInput when the command needs a half of hft2ane that is not installed."""
     extras = {
-        "convert": {convert, export, verify, card, build, inspect, lint, evaluate, compare, run, demo},
+        "convert": {convert, ranges, export, verify, card, build, inspect, lint, evaluate, compare, run, demo},
         "flows": {run, demo},
     }
     library = {"convert": "coremltools", "flows": "prefect"}
@@ -111,6 +111,7 @@ def parser() -> argparse.ArgumentParser:
 
     for name, command, about in (
         ("fetch", fetch, "Step 1 on a job folder: take the pinned files."),
+        ("ranges", ranges, "How large the numbers get in fp16, layer by layer, after step 1; writes ranges.json."),
         ("export", export, "Step 2: write the packages."),
         ("verify", verify, "Step 3: measure them against the original."),
         ("card", card, "Step 4: write the card and the release folder."),
@@ -287,6 +288,19 @@ def fetch(options: argparse.Namespace) -> int:
 
     with bar(options.folder.name) as progress:
         source.fetch(options.folder, Hub(), progress)
+    return 0
+
+
+def ranges(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import condition
+    from hft2ane.terminal import bar, show_ranges
+
+    with bar(options.folder.name) as progress:
+        progress("audit the ranges", 0.1)
+        audit = condition.ranges(options.folder)
+    show_ranges(audit)
+    condition.check(audit, options.folder.name)
     return 0
 
 

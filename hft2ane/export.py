@@ -19,6 +19,8 @@ from coremltools.converters.mil.mil import Function as MILFunction
 from coremltools.converters.mil.mil import Program, types
 
 from hft2ane import keys, package, records
+from hft2ane.audit import calibration
+from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
 from hft2ane.layout import shaping
@@ -70,6 +72,9 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     check_lengths(original, job.recipe.lengths, source.id)
     progress("rewrite", 0.4)
     module = rewrite(original)
+    progress("audit the ranges", 0.45)
+    ranges = condition(module, calibration(folder / "source", original, job.recipe.lengths))
+    check(ranges, source.id)
     convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
     progress("export", 0.5)
     packages = []
@@ -85,6 +90,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
         packages=tuple(packages),
         labels=original.labels,
         problem=original.config.problem_type if original.task == "text-classification" else None,
+        audit=ranges,
         toolchain=keys.toolchain(),
         seconds=round(time.monotonic() - started, 2),
     )

@@ -164,7 +164,7 @@ class Function:
 
 @dataclass(frozen=True)
 class Package:
-    """One .mlpackage. `digest`: SHA-256 over its files, see `package.digest`. `minimum_os`: e.g. `iOS16 / macOS13`."""
+    """One .mlpackage. `digest`: see `package.digest`. `minimum_os`: e.g. `iOS 16 / macOS 13`."""
 
     __pydantic_config__ = STRICT
     variant: Variant
@@ -174,6 +174,51 @@ class Package:
     minimum_os: str
     functions: tuple[Function, ...]
     default_function: str
+
+
+@dataclass(frozen=True)
+class Range:
+    """One kind of value of one layer, on the texts of the audit. `path`: the module's, "" for the whole model.
+
+    `max`: the largest magnitude; `headroom_bits`: log2(65504 / max); `subnormal`: share of the values other than zero
+    that are below fp16's least normal number, so that they lose digits or become zero."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    kind: str
+    max: float
+    headroom_bits: float
+    subnormal: float
+
+
+@dataclass(frozen=True)
+class Conditioned:
+    """What was done for a layer: what goes into `path` is 2^-exponent of the original's, and so are `scaled`'s weights.
+
+    `kind`, `max_before`: what was too large there, and how large. `eps_error`: the most by which the result of a norm
+    changes, as a share of it, because eps · 2^(-2 · exponent) is not a number of fp16."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    exponent: int
+    scaled: tuple[str, ...]
+    kind: str
+    max_before: float
+    headroom_bits_before: float
+    eps_error: float
+
+
+@dataclass(frozen=True)
+class Audit:
+    """ranges.json: how large the numbers of the conditioned network get. `failures`: what does not fit, in words."""
+
+    __pydantic_config__ = STRICT
+    rows: int
+    tokens: int
+    layers: tuple[Range, ...]
+    conditioned: tuple[Conditioned, ...]
+    failures: tuple[str, ...]
+    schema: Literal[1] = SCHEMA
 
 
 @dataclass(frozen=True)
@@ -188,6 +233,7 @@ class Exported:
     packages: tuple[Package, ...]
     labels: tuple[str, ...]
     problem: str | None
+    audit: Audit
     toolchain: dict[str, str]
     seconds: float
     schema: Literal[1] = SCHEMA
@@ -195,8 +241,8 @@ class Exported:
 
 @dataclass(frozen=True)
 class Measure:
-    """One output on one set of inputs at one length. `psnr` of all rows taken together: one peak, one rms; `psnr_min`,
-    `psnr_median` and `cosine_min` over rows; `top1` where the output is logits.
+    """One output on one set of inputs at one length. `psnr` of all rows taken together; `psnr_min`, `psnr_median` and
+    `cosine_min` over rows; the peak is that of all inputs at this length. `top1` where the output is logits.
 
     `worst` is the text (or the name) of the row with the least PSNR."""
 

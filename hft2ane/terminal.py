@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from hft2ane import records
-from hft2ane.records import Exported, Finding, Job, Lint, Report, Run
+from hft2ane.records import Audit, Exported, Finding, Job, Lint, Report, Run
 
 if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
@@ -163,6 +163,22 @@ def show_report(report: Report) -> None:
     screen().print(made)
     for text in report.not_measured:
         screen().print(f"[dim]Not measured here: {escape(text)}[/]")
+
+
+def show_ranges(audit: Audit) -> None:
+    """In the order in which they are computed; red is what does not fit."""
+    right = ("largest", "bits of headroom", "subnormal")
+    made = table(f"fp16 ranges on {audit.rows} rows, {audit.tokens} tokens", "layer", "values", *right, right=right)
+    for r in audit.layers:
+        figures = (f"{r.max:.5g}", f"{r.headroom_bits:.1f}", f"{r.subnormal:.1%}")
+        made.add_row(escape(r.path or "model"), r.kind, *figures)
+    screen().print(made)
+    for c in audit.conditioned:
+        screen().print(
+            f"{escape(c.path)} computes with 2^-{c.exponent} of its values: {c.kind} were up to {c.max_before:g}"
+        )
+    for text in audit.failures:
+        screen().print(f"[red]{escape(text)}[/]")
 
 
 def show_release(folder: Path, release: Path) -> None:

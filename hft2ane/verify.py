@@ -9,7 +9,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +67,9 @@ class Compared:
     cosine: float
     top1: float | None
 
-    @property
-    def psnr(self) -> float:
-        return capped(self.deviation)
+    def psnr(self, peak: float) -> float:
+        """Against the peak of all rows: a score near 0 has no peak of its own to be measured by."""
+        return capped(replace(self.deviation, peak=peak))
 
 
 def verify(folder: Path, progress: Progress = silent) -> Report:
@@ -209,7 +209,13 @@ class Bar:
 
     def measures(self) -> list[Measure]:
         """One for each output, length and kind of input."""
-        return [condense(*key, compared) for key, compared in self.groups.items()]
+        peaks: dict[tuple[str, int], float] = defaultdict(float)
+        for (output, length, _), group in self.groups.items():
+            peaks[output, length] = max(peaks[output, length], *(row.deviation.peak for row in group))
+        return [
+            condense(output, length, kind, group, peaks[output, length])
+            for (output, length, kind), group in self.groups.items()
+        ]
 
     def fidelity(self) -> Fidelity | None:
         measures = self.measures()
@@ -259,17 +265,19 @@ def agreement(row: Row, output: str, answer: Array, value: Array) -> float | Non
     return top1(counted(row, output, answer), counted(row, output, value))
 
 
-def condense(output: str, length: int, kind: str, compared: Sequence[Compared]) -> Measure:
-    worst = min(compared, key=lambda row: row.psnr)
+def condense(output: str, length: int, kind: str, compared: Sequence[Compared], peak: float) -> Measure:
+    """`peak`: the largest magnitude of the original's output over all inputs at this length."""
+    worst = min(compared, key=lambda row: row.psnr(peak))
+    together = sum((row.deviation for row in compared), Deviation(peak, 0, 0))
     agreed = [row.top1 for row in compared if row.top1 is not None]
     return Measure(
         output=output,
         length=length,
         inputs=kind,
         rows=len(compared),
-        psnr=round(capped(sum((row.deviation for row in compared), Deviation(0, 0, 0))), 2),
-        psnr_min=round(worst.psnr, 2),
-        psnr_median=round(statistics.median(row.psnr for row in compared), 2),
+        psnr=round(capped(together), 2),
+        psnr_min=round(worst.psnr(peak), 2),
+        psnr_median=round(statistics.median(row.psnr(peak) for row in compared), 2),
         cosine_min=round(min(row.cosine for row in compared), 7),
         top1=round(statistics.fmean(agreed), 4) if agreed else None,
         worst=shorten(worst.name),

@@ -12,6 +12,8 @@ os.environ |= {
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "DO_NOT_TRACK": "1",
     "TOKENIZERS_PARALLELISM": "false",
+    # The models are tiny: threads would only wait for one another, and for whatever else runs on the machine.
+    "OMP_NUM_THREADS": "1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "300",
 }
 for name in ("HF_TOKEN", "HF_ENDPOINT", "PREFECT_API_URL", "PREFECT_PROFILE"):

@@ -27,7 +27,9 @@ from markdown_it import MarkdownIt
 from hft2ane import card, keys, layout, licenses, publish, records
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
+    Audit,
     CardFields,
+    Conditioned,
     Conversion,
     Exported,
     Fidelity,
@@ -35,6 +37,7 @@ from hft2ane.records import (
     Job,
     Measure,
     Package,
+    Range,
     Recipe,
     RemoteFile,
     Report,
@@ -76,6 +79,36 @@ MODELS: Mapping[Task, Any] = {
     "next-sentence-prediction": ("BertForNextSentencePrediction", {"logits": (2,)}, (), None),
     "multiple-choice": ("BertForMultipleChoice", {"logits": (4,)}, (), None),
 }
+
+
+AUDIT = Audit(
+    rows=25,
+    tokens=512,
+    layers=tuple(
+        Range(path, kind, largest, round(float(np.log2(65504 / largest)), 2), 0.0125)
+        for path, kind, largest in (
+            ("encoder.words", "embedding", 1.049),
+            ("", "sum", 2.856),
+            ("encoder.norm", "squares", 8.101),
+            *(
+                (f"encoder.blocks.{i}.{name}", kind, (i + 1) * largest)
+                for i in range(3)
+                for name, kind, largest in (
+                    ("attend.q", "linear", 16.39),
+                    ("attend", "scores", 95.76),
+                    ("up", "linear", 24.53),
+                    ("norm2", "sum", 55.7),
+                    ("norm2", "squares", 3077.0),
+                )
+            ),
+            ("pool", "weighted sum", 3.2),
+        )
+    ),
+    conditioned=(
+        Conditioned("encoder.blocks.1.norm2", 3, ("encoder.blocks.1.down",), "squares", 393800.0, -2.59, 1.2e-7),
+    ),
+    failures=(),
+)
 
 
 def measures(function: Function, base: float) -> list[Measure]:
@@ -184,6 +217,7 @@ def job_folder(
             ),
             labels=labels,
             problem=problem,
+            audit=AUDIT,
             toolchain={"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"},
             seconds=3.2,
         ),
@@ -239,13 +273,14 @@ def tokenizer() -> dict[str, Any]:
     }
 
 
-DRAWN = functools.cache(card.plot)
+DRAWN, DRAWN_HEADROOM = functools.cache(card.plot), functools.cache(card.plot_headroom)
 
 
 @pytest.fixture(autouse=True)
 def _plots_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plot is not drawn again for every test."""
     monkeypatch.setattr(card, "plot", DRAWN)
+    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM)
 
 
 @pytest.fixture
@@ -295,7 +330,8 @@ def test_release_holds_what_is_published_and_nothing_else(folder: Path) -> None:
     files = {p.relative_to(release).as_posix() for p in release.rglob("*") if p.is_file()}
     package = "all-MiniLM-L6-v2.float16.mlpackage"
     assert files == {
-        *("README.md", "conversion.json", "SHA256SUMS", "reports/report.json", "assets/psnr-float16-mil-declared.png"),
+        *("README.md", "conversion.json", "SHA256SUMS", "reports/report.json", "reports/ranges.json"),
+        *("assets/psnr-float16-mil-declared.png", "assets/fp16-headroom.png"),
         *("config.json", "tokenizer.json", "tokenizer_config.json", "modules.json", "1_Pooling/config.json"),
         *(f"{package}/Manifest.json", f"{package}/Data/com.apple.CoreML/weights/weight.bin"),
     }
@@ -348,6 +384,7 @@ def test_conversion_record(folder: Path) -> None:
 
 def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "plot", DRAWN.__wrapped__)
+    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM.__wrapped__)
     one, other = (card.write(job_folder(tmp_path / name, lengths=(32, 128))) for name in ("one", "other"))
     for file in (p for p in one.rglob("*") if p.is_file()):
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file.name
@@ -358,6 +395,7 @@ def test_the_user_s_matplotlib_settings_change_nothing(folder: Path) -> None:
     drawn = card.plot(report.fidelity[1], report.protocol)
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "savefig.dpi": 20, "figure.facecolor": "red"}):
         assert DRAWN.__wrapped__(report.fidelity[1], report.protocol) == drawn
+        assert DRAWN_HEADROOM.__wrapped__(AUDIT) == card.plot_headroom(AUDIT)
 
 
 def test_a_second_run_replaces_the_release(folder: Path) -> None:
@@ -620,8 +658,9 @@ def test_each_backend_has_its_own_figures(folder: Path) -> None:
     assert records.read(release / "conversion.json", Conversion).psnr["float16"] == 61.23
 
 
-def test_plot_is_transparent_and_legible_on_black_and_white(folder: Path) -> None:
-    image = matplotlib.image.imread(card.write(folder) / "assets" / "psnr-float16-mil-declared.png")
+@pytest.mark.parametrize("name", ["psnr-float16-mil-declared", "fp16-headroom"])
+def test_plot_is_transparent_and_legible_on_black_and_white(folder: Path, name: str) -> None:
+    image = matplotlib.image.imread(card.write(folder) / "assets" / f"{name}.png")
     assert image.shape[1] >= 1200
     assert image[0, 0, 3] == 0
     opaque = image[image[..., 3] == 1][:, :3]
@@ -643,6 +682,17 @@ def test_nothing_of_a_plot_is_cut_off(folder: Path) -> None:
         image = matplotlib.image.imread(io.BytesIO(card.plot(bar, report.protocol)))
         for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
             assert edge[..., 3].max() == 0
+
+
+def test_the_headroom_that_is_least_and_what_was_conditioned(folder: Path) -> None:
+    text = card.write(folder).joinpath("README.md").read_text()
+    section = text.split("### Headroom in fp16", 1)[1].split("\n### ")[0]
+    assert "| `encoder.blocks.2.norm2` | squares | 9231 | 2.8 |" in section
+    assert "| `encoder.blocks.1.norm2` | 2^-3 | squares | 3.938e+05 |" in section
+    assert records.read(folder / "release/reports/ranges.json", Audit) == AUDIT
+    exported = records.read(folder / "export.json", Exported)
+    records.write(folder / "export.json", replace(exported, audit=replace(AUDIT, conditioned=())))
+    assert "2^-" not in card.write(folder).joinpath("README.md").read_text()
 
 
 # ---- hostile text
@@ -729,7 +779,9 @@ def check_harmless(page: str) -> None:
     targets = re.findall(r'(?:href|src)="([^"]*)"', page)
     ours = r"#fidelity|https://huggingface\.co/[\w./-]+|https://github\.com/huggingface/swift-transformers"
     for target in targets:
-        assert re.fullmatch(ours + r"|assets/[\w.-]+\.png|reports/report\.json|LICENSE[\w%()]*", target), target
+        assert re.fullmatch(ours + r"|assets/[\w.-]+\.png|reports/(report|ranges)\.json|LICENSE[\w%()]*", target), (
+            target
+        )
     assert "49" not in re.findall(r"<code>(.*?)</code>", page)
     assert page.count("<h2>") in (6, 7)
 

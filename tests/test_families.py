@@ -146,15 +146,6 @@ ROWS = {
 }
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The models are tiny: threads would only wait for one another, and for whatever else runs on the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def cases() -> Iterator[Any]:
     for name, row in ROWS.items():
         for task in family(name).tasks:

@@ -17,10 +17,11 @@ LAYERS = (
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
+    ("audit", "condition"),
     ("card", "export", "plan", "publish", "source", "verify"),
     ("cli", "demo", "terminal", "flows"),
 )
-STEPS = LAYERS[5]
+STEPS = LAYERS[6]
 
 ONLY_IN = {
     "prefect": ("flows",),

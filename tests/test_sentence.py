@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,6 @@ C = 24  # channels of the tiny encoder
 TANH, RELU, GELU, IDENTITY = DENSE_ACTIVATIONS
 IDS = torch.tensor([[2, 7, 9, 30, 3, 11], [2, 5, 3, 0, 0, 0], [2, 0, 0, 0, 0, 0]])
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0]])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """The models are tiny: threads would only wait for one another, and for whatever else runs on the machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def dump(path: Path, value: Any) -> None:

@@ -60,16 +60,21 @@ def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 class ChannelNorm(nn.Module):
-    """nn.LayerNorm of (B, channels, 1, S) over the channels."""
+    """nn.LayerNorm over the channels of x, or of x + branch: (B, channels, 1, S).
+
+    `scale` is a power of two by which x is multiplied first. A norm forgets it when the branch comes multiplied by it
+    too and eps by its square: so a sum that is too large for fp16 is made small, see `condition`."""
 
     def __init__(self, channels: int, eps: float) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels))
         self.bias = nn.Parameter(torch.empty(channels))
         self.eps = eps
+        self.scale = 1.0
 
-    def forward(self, x: Tensor) -> Tensor:
-        return channel_norm(x, self.weight, self.bias, self.eps)
+    def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
+        x = x if self.scale == 1 else x * self.scale
+        return channel_norm(x if branch is None else x + branch, self.weight, self.bias, self.eps)
 
 
 def to_channels(x: Tensor) -> Tensor:

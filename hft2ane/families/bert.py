@@ -67,8 +67,8 @@ class Block(nn.Module):
         self.norm2 = ChannelNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        x = self.norm1(x + self.attend(x, mask))
-        x = self.norm2(x + self.down(self.act(self.up(x))))
+        x = self.norm1(x, self.attend(x, mask))
+        x = self.norm2(x, self.down(self.act(self.up(x))))
         return x
 
 
