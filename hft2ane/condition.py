@@ -17,7 +17,7 @@ from typing import Any
 from torch import nn
 
 from hft2ane import records
-from hft2ane.ane import Attention, ChannelNorm, Linear
+from hft2ane.ane import EPS_LEAST, Attention, ChannelNorm, Linear
 from hft2ane.audit import Batch, Measured, calibration, headroom, measure, significant
 from hft2ane.errors import ExportError, GateFailed
 from hft2ane.psnr import psnr
@@ -28,7 +28,6 @@ from hft2ane.rewrite import rewrite
 LEAST = 1.0  # bits of headroom that everything must have, but for
 LEAST_OF_SQUARES = 0.0  # which have half their bits in the value itself
 AIM = 2.0  # bits that conditioning makes: other texts may go further than those measured
-FP16_LEAST = 2.0**-24  # `lower` makes every eps at least this
 EPS_ERROR = 2.0**-11  # half a step of fp16: more would show in the result
 SAME = 120.0  # dB in fp32 between a module and itself conditioned, which differ by the rounding of sums
 
@@ -115,7 +114,7 @@ def by_headroom(value: tuple[float, str]) -> float:
 def eps_error(eps: float, exponent: int, least_variance: float) -> float:
     """The most by which the result of a norm changes, as a share of it, when eps · 2^(-2 · exponent) is raised to
     fp16's least number: 1/√(v + eps) has the relative slope 1/2(v + eps), steepest at the least variance v."""
-    raised = max(eps * 4.0**-exponent, FP16_LEAST) * 4.0**exponent
+    raised = max(eps * 4.0**-exponent, EPS_LEAST) * 4.0**exponent
     return (raised - eps) / (2 * (least_variance + eps))
 
 

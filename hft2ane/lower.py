@@ -22,6 +22,7 @@ from coremltools.converters.mil.mil import Builder as mb
 from coremltools.converters.mil.mil import types
 from torch import Tensor, nn
 
+from hft2ane.ane import EPS_LEAST
 from hft2ane.errors import ExportError
 
 FP16_MAX = 65504.0
@@ -369,7 +370,7 @@ def embedding(writer: Writer, input: Symbol, weight: Tensor, padding_idx: int | 
 @lowers("channel_norm")
 def channel_norm(writer: Writer, x: Symbol, weight: Tensor, bias: Tensor, eps: float) -> Any:
     """An eps of 1e-12 would round to zero."""
-    return writer.emit("layer_norm", x=x, axes=[1], gamma=weight, beta=bias, epsilon=max(eps, FP16_LEAST))
+    return writer.emit("layer_norm", x=x, axes=[1], gamma=weight, beta=bias, epsilon=max(eps, EPS_LEAST))
 
 
 @lowers("gelu")

@@ -277,20 +277,6 @@ class Fidelity:
 
 
 @dataclass(frozen=True)
-class Report:
-    """report.json: what was measured. `failures` is empty exactly when the gates are passed."""
-
-    __pydantic_config__ = STRICT
-    protocol: str
-    verify_key: str
-    fidelity: tuple[Fidelity, ...]
-    failures: tuple[str, ...]
-    not_measured: tuple[str, ...]
-    seconds: float
-    schema: Literal[1] = SCHEMA
-
-
-@dataclass(frozen=True)
 class LintSettings:
     """What the linter asks for where its sources contradict each other, or where the answer depends on the system.
 
@@ -367,6 +353,22 @@ class Lint:
     findings: tuple[Finding, ...]
     placed: tuple[Placed, ...]
     verdicts: tuple[Verdict, ...]
+    schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Report:
+    """report.json: what was measured. `failures` is empty exactly when the gates are passed. `lint`: a prediction for
+    each package, with a verdict only for what leaves the engine."""
+
+    __pydantic_config__ = STRICT
+    protocol: str
+    verify_key: str
+    fidelity: tuple[Fidelity, ...]
+    failures: tuple[str, ...]
+    not_measured: tuple[str, ...]
+    seconds: float
+    lint: tuple[Lint, ...] = ()
     schema: Literal[1] = SCHEMA
 
 

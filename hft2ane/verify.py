@@ -20,9 +20,10 @@ from torch import Tensor
 from hft2ane import coreml, keys, package, protocol, records
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
+from hft2ane.mil.lint import lint
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import Exported, Fidelity, Job, Measure, Package, Progress, Report, silent
+from hft2ane.records import Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, silent
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
@@ -95,6 +96,13 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         for each in exported.packages
         if digests[each.variant] != each.digest
     ]
+    linted = tuple(off_the_engine(lint(folder / each.file)) for each in exported.packages)
+    failures += [
+        f"{each.package}: {finding.rule} at {finding.layer or 'the whole function'}: {finding.message}"
+        for each in linted
+        for finding in each.findings
+        if finding.severity == "error"
+    ]
     report = Report(
         protocol=keys.PROTOCOL,
         verify_key=keys.verify_key(digests, keys.PROTOCOL, keys.BACKEND),
@@ -102,6 +110,7 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         failures=(*failures, *(f"{bar.what} ({bar.backend}): {text}" for bar in bars for text in bar.failures())),
         not_measured=NOT_MEASURED_ON_A_MAC if coreml.available() else NOT_MEASURED_ELSEWHERE,
         seconds=round(time.monotonic() - started, 2),
+        lint=linted,
     )
     records.write(folder / "report.json", report)
     progress("verified", 1.0)
@@ -109,6 +118,11 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         more = f" (and {len(report.failures) - 1} more in {folder / 'report.json'})" if len(report.failures) > 1 else ""
         raise GateFailed(report.failures[0] + more)
     return report
+
+
+def off_the_engine(found: Lint) -> Lint:
+    """Without the verdicts on the thousand operations that stay on it."""
+    return replace(found, verdicts=tuple(v for v in found.verdicts if v.predicted != "ane"))
 
 
 def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:

@@ -33,10 +33,14 @@ from hft2ane.records import (
     Conversion,
     Exported,
     Fidelity,
+    Finding,
     Function,
     Job,
+    Lint,
+    LintSettings,
     Measure,
     Package,
+    Placed,
     Range,
     Recipe,
     RemoteFile,
@@ -449,6 +453,42 @@ def test_the_card_states_the_licence_and_leaves_judging_to_publish(
     assert f"license: {(license or 'unknown').lower()}" in text
     with pytest.raises(LicenseError):
         licenses.check(license, "apache-2.0")
+
+
+LINT = Lint(
+    package="all-MiniLM-L6-v2.float16.mlpackage",
+    settings=LintSettings(),
+    findings=(
+        Finding(
+            "axis-limit-copy",
+            "warning",
+            ("main",),
+            "transpose | beyond `16384`",
+            "decoder",
+            "transpose",
+            (1, 8),
+            2,
+            ("t",),
+        ),
+        Finding("activation", "info", ("main",), "gelu as one op", "blocks.{i}", "gelu", (1, 8), 6, ("g",)),
+    ),
+    placed=(Placed("main", 415, 10**9, {"ane": 0.9889, "cpu": 0.0111}, {"ane": 0.99999, "cpu": 0.00001}),),
+    verdicts=(),
+)
+
+
+def test_the_lint_is_a_prediction_with_its_warnings(folder: Path) -> None:
+    rewritten(folder / "report.json", Report, lint=(LINT,))
+    text = (card.write(folder) / "README.md").read_text()
+    section = text.split("### On the Neural Engine, predicted")[1].split("###")[0]
+    assert "| `main` | 415 | 98.89% | 99.99% |" in section
+    assert "- `axis-limit-copy` at `decoder`, 2 times: transpose \\| beyond" in section
+    assert "gelu as one op" not in section
+    assert "nothing here is measured" in section
+
+
+def test_without_a_lint_there_is_no_section(folder: Path) -> None:
+    assert "predicted" not in (card.write(folder) / "README.md").read_text()
 
 
 @pytest.mark.parametrize("name", ["job.json", "source.json", "export.json", "report.json"])

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hft2ane import package
-from hft2ane.ane import ChannelNorm, Linear, channel_norm, to_channels
+from hft2ane.ane import EPS_LEAST, ChannelNorm, Linear, channel_norm, to_channels
 from hft2ane.errors import ExportError
 from hft2ane.export import INPUTS, OUTPUTS, SINGLE, build
-from hft2ane.lower import FP16_LEAST, LACKED, ROWS, Symbol, Writer
+from hft2ane.lower import LACKED, ROWS, Symbol, Writer
 from hft2ane.mil import Program, open_package
 from hft2ane.psnr import psnr
 
@@ -432,7 +432,7 @@ def test_a_tiny_eps_does_not_become_zero(tmp_path: Path) -> None:
     """Where all channels are equal, 0 / sqrt(0 + eps) must be 0 and not NaN."""
     program = written(Small(lambda m, x: channel_norm(x * 0, m.gamma, m.beta, 1e-12)), tmp_path)
     (op,) = (op for op in program.functions["main"].ops if op.type == "layer_norm")
-    assert float(program.functions["main"].constants[str(op.inputs["epsilon"][0])].array) == FP16_LEAST
+    assert float(program.functions["main"].constants[str(op.inputs["epsilon"][0])].array) == EPS_LEAST
     got = program.evaluate(ids())["logits"]
     assert np.array_equal(got, np.broadcast_to(Small(lambda m, x: x).beta[None, :, None, None], got.shape))
 

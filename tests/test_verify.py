@@ -454,6 +454,17 @@ def test_a_score_near_zero_is_measured_by_the_output_s_peak() -> None:
     assert bar.failures() == []
 
 
+def test_the_package_is_linted_and_an_error_fails(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (found,) = verify.verify(job).lint
+    assert found.package == "tiny.float16.mlpackage"
+    assert {each.severity for each in found.findings} == {"info"}
+    assert {each.predicted for each in found.verdicts} <= {"cpu", "unknown"}
+    wrong = replace(found, findings=(replace(found.findings[0], severity="error", rule="rank", layer="blocks.0"),))
+    monkeypatch.setattr(verify, "lint", lambda path: wrong)
+    with pytest.raises(GateFailed, match=r"^tiny\.float16\.mlpackage: rank at blocks\.0: "):
+        verify.verify(job)
+
+
 def test_below_the_gate(job: Path) -> None:
     """The gate stands on the worst row, not on all rows together or the median."""
     artefact = verify.verify(job).fidelity[1]

@@ -6,12 +6,22 @@ Transformers on the Apple Neural Engine", 2022). The same modules are the fp32 r
 """
 
 from hft2ane.ane.attention import Attention, additive_mask
-from hft2ane.ane.layers import ACTIVATIONS, ChannelNorm, Embedding, Linear, channel_norm, to_channels, to_tokens
+from hft2ane.ane.layers import (
+    ACTIVATIONS,
+    EPS_LEAST,
+    ChannelNorm,
+    Embedding,
+    Linear,
+    channel_norm,
+    to_channels,
+    to_tokens,
+)
 from hft2ane.ane.pooling import POOLING, Normalize, Pool
 from hft2ane.ane.weights import fill
 
 __all__ = [
     "ACTIVATIONS",
+    "EPS_LEAST",
     "POOLING",
     "Attention",
     "ChannelNorm",

@@ -8,6 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+# An eps of a norm is exported as at least this: 1e-7 in fp16, which Apple's own networks have (ml-ane-transformers).
+# BERT's 1e-12 would be zero, and below 2^-14 numbers are subnormal, which hardware may take for zero.
+EPS_LEAST = 2.0**-23
+
 Activation = Callable[[Tensor], Tensor]
 
 # By the names of transformers' ACT2FN.
