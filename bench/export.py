@@ -40,7 +40,7 @@ def ours(folder: Path, out: Path) -> None:
     from hft2ane.rewrite import rewrite
 
     original = load(folder, "feature-extraction")
-    metadata = {"author": "", "license": "", "co.huggingface.exporters.name": "bench"}
+    metadata = {"author": "", "co.huggingface.exporters.name": "bench"}
     export.write(out / "ours.mlpackage", rewrite(original), [LENGTH], "float16", original, metadata)
 
 

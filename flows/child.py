@@ -24,6 +24,8 @@ def build(folder: Path, log: Path, timeout: float, progress: Progress) -> None:
     temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=folder))
     environment = {key: os.environ[key] for key in KEEP if key in os.environ}
     environment |= {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    # Not the token of `hf auth login` either, which the Hub's client finds below HOME.
+    environment |= {"HF_HOME": str(temporary), "HF_TOKEN_PATH": str(temporary / "none")}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait cost a busy machine minutes
     command = [sys.executable, "-m", "hft2ane.cli", "build", str(folder), "--json"]
     with log.open("ab") as errors_to:

@@ -4,14 +4,13 @@ A job is fetched and published in this process, which holds the token and runs n
 process, which runs model code and has no token.
 """
 
-import shutil
 import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-from prefect import flow, task
+from prefect import flow, get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
@@ -19,9 +18,8 @@ from flows import child
 from hft2ane import card, publish, records, source
 from hft2ane.errors import Hft2aneError, Unavailable
 from hft2ane.hub import Hub
-from hft2ane.manifest import read_manifests
-from hft2ane.plan import plan
-from hft2ane.records import Job, Outcome, Published, Report, Run, Wanted, silent
+from hft2ane.records import Job, Outcome, Published, Report, Run, silent
+from hft2ane.survey import begin, survey, wanted
 
 BUILD_TIMEOUT = 3600.0
 
@@ -57,9 +55,12 @@ publish_task = task(name="publish", **retrying)(publish.publish)
 def nightly(manifests: list[str], organization: str | None, work: str, only: list[str] | None = None) -> Run:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: see `work`/run.json."""
     started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
-    wanted = [w for w in read_manifests([Path(m) for m in manifests], organization) if not only or w.id in only]
-    paused = {w.id for w in wanted if w.paused}
-    outcomes = tuple(do(job, folder, hub) for job in look_and_plan(wanted, hub))
+    models = wanted([Path(path) for path in manifests], organization, only)
+    paused = {model.id for model in models if model.paused}
+    jobs = survey(models, hub)
+    if any(job.action not in ("skip", "blocked") for job in jobs):
+        hub.check_token()
+    outcomes = tuple(do(job, folder, hub) for job in jobs)
     failed = tuple(o.id for o in outcomes if o.status == "failed" or (o.status == "blocked" and o.id not in paused))
     run = Run(outcomes, failed, round(time.monotonic() - started, 1))
     records.write(folder / "run.json", run)
@@ -68,45 +69,33 @@ def nightly(manifests: list[str], organization: str | None, work: str, only: lis
     return run
 
 
-def look_and_plan(wanted: list[Wanted], hub: Hub) -> list[Job]:
-    """The plan against the world as it is now."""
-    upstream = hub.look_all((w.id, w.revision) for w in wanted if not w.paused)
-    published = hub.conversions(w.repo for w in wanted if not w.paused)
-    return plan(wanted, upstream, published)
-
-
 def do(job: Job, work: Path, hub: Hub) -> Outcome:
     """One job from plan to Hub; a failure is an outcome."""
     if job.action in ("skip", "blocked"):
         return Outcome(job.id, job.repo, job.action, job.why, job.action)
     started, folder = time.monotonic(), work / job.repo.replace("/", "--")
     tell = watcher.get()
-    begin(folder, job)
 
     def at(first: float, last: float) -> records.Progress:
         return lambda what, share: tell(job.id, what, first + (last - first) * share)
 
     try:
+        begin(folder, job)
         fetch_task(folder, hub, at(0, 0.2))
         if job.action == "card":
             card_task(folder, silent)
         else:
             build_task(folder, work / "run.log", BUILD_TIMEOUT, at(0.2, 0.85))
         published = publish_task(folder, hub, at(0.85, 1))
-    except Hft2aneError as err:
+    except Exception as err:  # noqa: BLE001 - whatever befalls one model, the others have their turn
+        if not isinstance(err, Hft2aneError):
+            get_run_logger().exception("%s failed in a way that nobody foresaw", job.id)
         tell(job.id, "failed", 1.0)
         seconds = round(time.monotonic() - started, 1)
-        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=str(err), seconds=seconds)
+        text = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
+        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=text, seconds=seconds)
     tell(job.id, "published", 1.0)
     return outcome(job, folder, published, round(time.monotonic() - started, 1))
-
-
-def begin(folder: Path, job: Job) -> None:
-    """The job's folder with its job.json. Of an earlier job only source/ stays: its right files need no download."""
-    for old in folder.iterdir() if folder.is_dir() else ():
-        if old.name != "source":
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
-    records.write(folder / "job.json", job)
 
 
 def outcome(job: Job, folder: Path, published: Published, seconds: float) -> Outcome:

@@ -132,6 +132,21 @@ def write(folder: Path, progress: Progress = silent) -> Path:
     return folder / "release"
 
 
+def tokens_kept(release: Path, longest: int) -> int | None:
+    """Tokens of a text that sentence-transformers keeps, where the package takes more of them."""
+    for settings in sorted(release.glob("sentence_*_config.json")):
+        kept = json.loads(settings.read_text()).get("max_seq_length")
+        if isinstance(kept, int) and kept < longest:
+            return kept
+    return None
+
+
+def make(folder: Path, progress: Progress = silent) -> Path:
+    """`refresh` for a job that is about the card only, else `write`."""
+    job = records.read(folder / "job.json", Job)
+    return refresh(folder, progress) if job.action == "card" else write(folder, progress)
+
+
 def refresh(folder: Path, progress: Progress = silent) -> Path:
     """The release of a card-only update, from previous/ (the published small files) and a fresh source.json.
 
@@ -381,6 +396,7 @@ def body(
         artefacts=[bar for bar in report.fidelity if bar.what != "rewrite"],
         rewrites=[bar for bar in report.fidelity if bar.what == "rewrite"],
         plots=plots,
+        keeps=tokens_kept(release, max(f.length for f in package.functions)),
         packages=conversion.packages,
         specification=specification(conversion, report),
         evaluator=keys.BACKEND,

@@ -1,6 +1,7 @@
 """The command line: one command a step, and those for models, packages and the night."""
 
 import argparse
+import errno
 import json
 import logging
 import os
@@ -13,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from hft2ane import records
-from hft2ane.errors import BadInput, Hft2aneError
+from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 from hft2ane.records import Gates, Job, Progress, Recipe
 
 EXAMPLES = """\
@@ -43,9 +44,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("hft2ane: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, `head` perhaps, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except OSError as err:
+        if isinstance(err, BrokenPipeError):
+            return reader_gone()
+        text = f"{err.filename}: {err.strerror}" if err.filename else str(err)
+        failure = NoSpace(f"the disk is full: {text}") if err.errno == errno.ENOSPC else BadInput(text)
+        failure.__cause__ = err
+        return tell_error(failure, options)
+
+
+def reader_gone() -> int:
+    """The reader of our output, `head` perhaps, has gone: nobody is to be told anything."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
 
 
 def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
@@ -188,20 +199,12 @@ def lengths(text: str) -> tuple[int, ...]:
 
 def plan(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
-    from hft2ane.manifest import read_manifests
-    from hft2ane.plan import plan as make_plan
+    from hft2ane.survey import begin, survey, wanted
 
-    wanted = [
-        w for w in read_manifests(paths(options), options.organization) if not options.only or w.id in options.only
-    ]
-    check_only(options, [w.id for w in wanted])
-    hub = Hub()
-    upstream = hub.look_all((w.id, w.revision) for w in wanted if not w.paused)
-    jobs = make_plan(wanted, upstream, hub.conversions(w.repo for w in wanted if not w.paused))
-    if options.jobs:
-        for job in jobs:
-            if job.action not in ("skip", "blocked"):
-                records.write(options.jobs / job.repo.replace("/", "--") / "job.json", job)
+    jobs = survey(wanted(paths(options), options.organization, options.only), Hub())
+    for job in jobs:
+        if options.jobs and job.action not in ("skip", "blocked"):
+            begin(options.jobs / job.repo.replace("/", "--"), job)
     if options.json:
         print(json.dumps([asdict(job) for job in jobs], indent=2))
     else:
@@ -215,17 +218,12 @@ def paths(options: argparse.Namespace) -> list[Path]:
     return [Path(path) for path in options.manifests]
 
 
-def check_only(options: argparse.Namespace, found: Sequence[str]) -> None:
-    if missing := [id for id in options.only or () if id not in found]:
-        raise BadInput(f"--only {', '.join(missing)}: no manifest names it")
-
-
 def run(options: argparse.Namespace) -> int:
     from flows.local import night
-    from hft2ane.manifest import read_manifests
+    from hft2ane.survey import wanted
     from hft2ane.terminal import show_run
 
-    check_only(options, [w.id for w in read_manifests(paths(options), options.organization)])
+    wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
     outcome = night(options.manifests, options.organization, options.work, options.only)
     show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
     return 1 if outcome.failed else 0
@@ -255,16 +253,17 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     """job.json, source/ and source.json for a Hub id or a local folder, in a new or an earlier job's folder."""
     from hft2ane import source
     from hft2ane.layout import select
+    from hft2ane.survey import begin
 
     out: Path = options.out
-    if out.exists() and any(out.iterdir()) and not (out / "job.json").is_file():
+    if out.exists() and not ((out / "job.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
     recipe = Recipe(task=options.task, lengths=options.lengths)
     local = Path(options.source)
     job = Job("create", "asked for on the command line", options.source, "", None, (), recipe, Gates(), options.license)
     if local.is_dir():
         name = f"local/{local.resolve().name}"
-        records.write(out / "job.json", replace(job, id=name, repo=f"{name}-ane"))
+        begin(out, replace(job, id=name, repo=f"{name}-ane"))
         taken = source.take(out, local, name)
         if options.license and not taken.card.license:
             records.write(out / "source.json", replace(taken, card=replace(taken.card, license=options.license)))
@@ -274,10 +273,7 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     hub = Hub()
     upstream = hub.look(options.source, options.revision)
     repo = f"your-organization/{upstream.id.rpartition('/')[2]}-ane"
-    records.write(
-        out / "job.json",
-        replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)),
-    )
+    begin(out, replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)))
     source.fetch(out, hub, progress)
 
 
@@ -330,7 +326,7 @@ def card(options: argparse.Namespace) -> int:
     from hft2ane.terminal import bar
 
     with bar(options.folder.name) as progress:
-        release = step.write(options.folder, progress)
+        release = step.make(options.folder, progress)
     print(release)
     return 0
 

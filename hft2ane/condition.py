@@ -1,7 +1,7 @@
 """Powers of two where numbers get too large for fp16: the same function of smaller numbers.
 
 - A norm does not see the size of what goes into it. Its sum x + W y + b becomes 2^-k x + (2^-k W) y + 2^-k b, and its
-  eps 2^-2k eps. That is exact, but for an eps that fp16 cannot hold: `lower` raises it to 2^-24, and `eps_error` bounds
+  eps 2^-2k eps. That is exact, but for an eps that fp16 cannot hold: `lower` raises it to 2^-23, and `eps_error` bounds
   what comes of it.
 - Scores are products of queries and keys, so one may be made smaller and the other larger; likewise values and the
   output projection of attention.
@@ -113,7 +113,7 @@ def by_headroom(value: tuple[float, str]) -> float:
 
 def eps_error(eps: float, exponent: int, least_variance: float) -> float:
     """The most by which the result of a norm changes, as a share of it, when eps · 2^(-2 · exponent) is raised to
-    fp16's least number: 1/√(v + eps) has the relative slope 1/2(v + eps), steepest at the least variance v."""
+    the least that is exported: 1/√(v + eps) has the relative slope 1/2(v + eps), steepest at the least variance v."""
     raised = max(eps * 4.0**-exponent, EPS_LEAST) * 4.0**exponent
     return (raised - eps) / (2 * (least_variance + eps))
 

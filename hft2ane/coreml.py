@@ -1,11 +1,14 @@
 """The Mac: Core ML itself. The only place that needs macOS; elsewhere `available()` is false, nothing is measured."""
 
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from hft2ane.errors import EvaluationError
 
 Array = np.ndarray[Any, Any]
 
@@ -24,9 +27,13 @@ class Runner:
 
         # A package with one function takes no name.
         name = None if function == "main" else function
-        self.model = coremltools.models.MLModel(
-            str(package), compute_units=coremltools.ComputeUnit[unit], function_name=name
-        )
+        units = coremltools.ComputeUnit[unit]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)  # MLModel warns where Core ML cannot compile or load
+            try:
+                self.model = coremltools.models.MLModel(str(package), compute_units=units, function_name=name)
+            except RuntimeWarning as err:
+                raise EvaluationError(f"Core ML does not load {package.name} ({function}) on {unit}: {err}") from err
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """int32 inputs by name -> outputs by name."""

@@ -8,10 +8,11 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from hft2ane.errors import HubUnavailable
+from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
 
 MANIFEST = Path("manifests/demo.yaml")
+MARK = ".hft2ane-demo"  # says that a folder is a demo's, to be made anew
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ def demo(out: Path) -> int:
     from hft2ane.localhub import LocalHub
     from hft2ane.terminal import screen, show_run
 
+    if out.exists() and not ((out / MARK).is_file() or (out.is_dir() and not any(out.iterdir()))):
+        raise BadInput(f"{out} exists and is no earlier demo, which would be made anew: name another folder with --out")
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    (out / MARK).touch()
     console = screen()
     console.print("[bold]A Hub on this machine, with real models out of Python packages[/]")
     with LocalHub(out / "hub") as local:

@@ -126,7 +126,6 @@ def provenance(source: Source, original: Original, convert_key: str) -> dict[str
     versions = {f"com.github.hft2ane.{name}": locked for name, locked in keys.toolchain().items()}
     return {
         "author": f"Converted by hft2ane from {source.id}",
-        "license": source.card.license or "unknown",
         "co.huggingface.exporters.name": source.id,
         "co.huggingface.exporters.task": original.task,
         "com.github.hft2ane.source": f"{source.id}@{source.commit}",

@@ -33,11 +33,11 @@ from hft2ane.errors import (
     PublishError,
     SourceError,
 )
-from hft2ane.records import CardFields, Conversion, Progress, RemoteFile, Upstream, parse, silent
+from hft2ane.records import SCHEMA, CardFields, Conversion, Progress, RemoteFile, Upstream, parse, silent
 
 if TYPE_CHECKING:
     import httpx2
-    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub import CommitOperationAdd, GitRefs, HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
 S = TypeVar("S")
@@ -47,6 +47,7 @@ LOOK_SECONDS = 10.0  # for one answer about a repo
 SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
 WRITE_SECONDS = 90.0  # the Hub itself gives up a commit after 60
 PIECE = 1 << 20
+VERSION = re.compile(r"v([1-9]\d*)")  # the tag of a finished publication
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,13 @@ class Repo:
     commit: str
     files: tuple[RemoteFile, ...]
     private: bool
+
+
+@dataclass(frozen=True)
+class Redo:
+    """Something is published, but it cannot stay as it is; `why`, in one line."""
+
+    why: str
 
 
 class Hub:
@@ -75,6 +83,7 @@ class Hub:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise BadInput(f"{self.endpoint!r} is no Hub's address: HF_ENDPOINT must look like https://huggingface.co")
         self.host = parts.netloc.rpartition("@")[2]
+        self.page = f"{parts.scheme}://{self.host}{parts.path}"  # the endpoint without a password: to be shown
         self._token = token or None
         self._xet = True
         _prepare_client()
@@ -95,15 +104,23 @@ class Hub:
         pairs = list(wanted)
         return dict(zip([id for id, _ in pairs], _together(lambda pair: self.look(*pair), pairs), strict=True))
 
-    def conversion(self, repo: str) -> Conversion | None:
-        """conversion.json at the head of main, as the Hub has it now; None when the repo or the file is not there."""
+    def conversion(self, repo: str) -> Conversion | Redo | None:
+        """conversion.json at the head of main, as the Hub has it now; None when the repo or the file is not there.
+
+        Redo: this version cannot read it, or the head has no version tag, which `publish` sets last of all."""
         try:
             answer = self._get(f"/{_checked(repo)}/resolve/main/conversion.json", f"read {repo}/conversion.json")
         except ModelNotFound:
             return None
-        return parse(answer.content, Conversion, f"{repo}/conversion.json on {self.host}")
+        record = _record(answer.content)
+        if isinstance(record, Conversion):
+            refs = self._refs(repo)
+            tagged = {tag.target_commit for tag in refs.tags if VERSION.fullmatch(tag.name)}
+            if not any(branch.name == "main" and branch.target_commit in tagged for branch in refs.branches):
+                return Redo(f"the publication of {repo} was not finished: its head has no version tag")
+        return record
 
-    def conversions(self, repos: Iterable[str]) -> dict[str, Conversion | Hft2aneError | None]:
+    def conversions(self, repos: Iterable[str]) -> dict[str, Conversion | Redo | Hft2aneError | None]:
         """`conversion` of many repos at once, errors as values."""
         names = list(repos)
         return dict(zip(names, _together(self.conversion, names), strict=True))
@@ -142,15 +159,15 @@ class Hub:
 
     def sha256(self, repo: Repo, file: RemoteFile) -> str:
         """The SHA-256 of a file of the repo, whichever digest the Hub lists for it."""
-        if file.lfs:
-            return file.oid
-        answer = self._get(f"/{repo.id}/resolve/{repo.commit}/{quote(file.path)}", f"read {repo.id}/{file.path}")
-        return hashlib.sha256(answer.content).hexdigest()
+        return file.oid if file.lfs else hashlib.sha256(self.read(repo, file.path)).hexdigest()
+
+    def read(self, repo: Repo, path: str) -> bytes:
+        """A small file of the repo."""
+        return self._get(f"/{repo.id}/resolve/{repo.commit}/{quote(path)}", f"read {repo.id}/{path}").content
 
     def tags(self, repo: str) -> dict[str, str]:
         """Tag -> commit."""
-        refs = self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))
-        return {tag.name: tag.target_commit for tag in refs.tags}
+        return {tag.name: tag.target_commit for tag in self._refs(repo).tags}
 
     def create(self, repo: str) -> None:
         """The repo exists after this; private, if it did not before."""
@@ -159,6 +176,15 @@ class Hub:
     def tag(self, repo: str, tag: str, commit: str) -> None:
         """Set a new tag. A tag of that name that exists stays where it is, without an error: look at `tags` again."""
         self._write(f"tag {repo}", lambda: self._api().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
+
+    def check_token(self) -> None:
+        """AccessDenied when there is no token to publish with; whether it may write, the Hub says at the first write."""
+        from huggingface_hub import get_token
+
+        if not (self._token or get_token()):
+            raise AccessDenied(
+                f"there is no token to publish to {self.host} with: set HF_TOKEN, or run `hf auth login`"
+            )
 
     def make_public(self, repo: str) -> None:
         self._write(f"make {repo} public", lambda: self._api().update_repo_settings(repo, private=False))
@@ -207,6 +233,9 @@ class Hub:
         from huggingface_hub.utils._headers import build_hf_headers
 
         return build_hf_headers(token=self._token, library_name="hft2ane")
+
+    def _refs(self, repo: str) -> GitRefs:
+        return self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))
 
     def _get(self, path: str, what: str, method: Literal["GET", "HEAD"] = "GET") -> httpx2.Response:
         from huggingface_hub import get_session, hf_raise_for_status
@@ -434,6 +463,17 @@ def card_fields(front_matter: object) -> CardFields:
         language=tuple(name for name in languages if isinstance(name, str) and name.strip()),
         pipeline_tag=text.get("pipeline_tag"),
     )
+
+
+def _record(content: bytes) -> Conversion | Redo:
+    try:
+        found = json.loads(content)
+        schema = found.get("schema", SCHEMA) if isinstance(found, dict) else SCHEMA
+        if schema != SCHEMA:
+            return Redo(f"the published record has schema {schema}, now it is {SCHEMA}")
+        return parse(content, Conversion, "conversion.json")
+    except (BadInput, ValueError):
+        return Redo("the published record is not readable by this version")
 
 
 def _checked(id: str) -> str:

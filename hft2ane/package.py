@@ -30,7 +30,7 @@ def write(
 ) -> None:
     """The MIL `program` as a package at `path`, which appears whole or not at all. NoSpace: the disk is full.
 
-    `described`: a sentence for each input and output name; `metadata`: author, license, and user-defined pairs."""
+    `described`: a sentence for each input and output name; `metadata`: author, and user-defined pairs."""
     from coremltools.converters.mil.backend.mil import load as backend  # seconds, which reading a package does not need
 
     if path.exists():
@@ -47,10 +47,7 @@ def write(
                 feature.shortDescription = described[feature.name]
         spec.description.metadata.shortDescription = about
         spec.description.metadata.author = metadata["author"]
-        spec.description.metadata.license = metadata["license"]
-        spec.description.metadata.userDefined.update(
-            {key: value for key, value in metadata.items() if key not in ("author", "license")}
-        )
+        spec.description.metadata.userDefined.update({key: value for key, value in metadata.items() if key != "author"})
         (building / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
         (building / "Manifest.json").write_text(manifest())
         building.rename(path)

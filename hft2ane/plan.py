@@ -8,7 +8,8 @@ from functools import cache, cached_property
 
 from hft2ane import keys, layout, licenses
 from hft2ane.errors import Hft2aneError, LicenseError, SourceError
-from hft2ane.records import SCHEMA, Action, Conversion, Job, RemoteFile, Upstream, Wanted
+from hft2ane.hub import Redo
+from hft2ane.records import Action, Conversion, Gates, Job, RemoteFile, Upstream, Wanted
 
 ORDER: tuple[Action, ...] = ("create", "convert", "card", "blocked", "skip")
 
@@ -16,7 +17,7 @@ ORDER: tuple[Action, ...] = ("create", "convert", "card", "blocked", "skip")
 def plan(
     wanted: Sequence[Wanted],
     upstream: Mapping[str, Upstream | Hft2aneError],
-    published: Mapping[str, Conversion | Hft2aneError | None],
+    published: Mapping[str, Conversion | Redo | Hft2aneError | None],
     protocol: str = keys.PROTOCOL,
 ) -> list[Job]:
     """One job for each wanted model: new ones first, what needs nothing last, then by id.
@@ -49,7 +50,9 @@ class _Now:
         return keys.presentation_digest()
 
 
-def _compare(one: Wanted, found: Upstream | Hft2aneError, released: Conversion | Hft2aneError | None, now: _Now) -> Job:
+def _compare(
+    one: Wanted, found: Upstream | Hft2aneError, released: Conversion | Redo | Hft2aneError | None, now: _Now
+) -> Job:
     if isinstance(found, Hft2aneError):
         return _blocked(one, str(found))
     if found.id != one.id:
@@ -61,6 +64,9 @@ def _compare(one: Wanted, found: Upstream | Hft2aneError, released: Conversion |
         return _blocked(one, str(err))
     if isinstance(released, Hft2aneError):
         return _blocked(one, f"the record published at {one.repo} cannot be read: {released}")
+    if isinstance(released, Conversion) and released.source.id != one.id:
+        made = f"what is published at {one.repo} was made from {released.source.id}"
+        return _blocked(one, f"{made}: delete that repo, or name another with publish.name at {one.where}")
     action, why = _decide(one, found, files, released, now)
     return Job(action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license)
 
@@ -70,11 +76,13 @@ def _blocked(one: Wanted, why: str) -> Job:
 
 
 def _decide(
-    one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | None, now: _Now
+    one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | Redo | None, now: _Now
 ) -> tuple[Action, str]:
     if released is None:
         return "create", "nothing is published yet"
-    if why := [*_outdated(one, files, released, now), *_unmeasured(released, now)]:
+    if isinstance(released, Redo):
+        return "convert", " ".join(released.why.split())
+    if why := [*_outdated(one, files, released, now), *_unmeasured(released, now), *_below(one.gates, released)]:
         return "convert", "; ".join(why)
     if why := list(_misdescribed(found, files, released, now)):
         return "card", "; ".join(why)
@@ -86,10 +94,6 @@ def _decide(
 
 def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[str]:
     """Why the packages would not be the same today."""
-    if released.schema != SCHEMA:
-        yield f"the published record has schema {released.schema}, now it is {SCHEMA}"
-    if released.source.id != one.id:
-        yield f"what is published was made from {released.source.id}"
     family, code = released.family, now.code(released.family)
     if keys.convert_key(files, one.recipe, family, code=code, versions=now.versions) == released.convert_key:
         return
@@ -109,6 +113,14 @@ def _unmeasured(released: Conversion, now: _Now) -> Iterator[str]:
     packages: dict[str, str] = {package.variant: package.digest for package in released.packages}
     if keys.verify_key(packages, now.protocol, keys.BACKEND) != released.verify_key:
         yield "the published figures are of other packages, or were taken by another backend"
+
+
+def _below(gates: Gates, released: Conversion) -> Iterator[str]:
+    """Which published figures would not pass the gates as they are now."""
+    for what, figure in released.psnr.items():
+        gate = gates.rewrite if what == "rewrite" else gates.artefact
+        if figure < gate:
+            yield f"{what}: published {figure:.1f} dB, the gate is now {gate:g}"
 
 
 def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[str]:

@@ -5,6 +5,7 @@ that is true. The Hub is converged, not commanded: each try looks at the head fi
 is found instead of repeated, and a crash anywhere is mended by running again.
 """
 
+import json
 import re
 import socket
 from collections.abc import Mapping
@@ -13,19 +14,20 @@ from pathlib import Path
 
 from hft2ane import layout, licenses, records
 from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
-from hft2ane.hub import Hub, Repo, digest
+from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import Conversion, Job, Progress, Published, RemoteFile, Report, silent
 
 SUMS = "SHA256SUMS"
 RECORD = "conversion.json"
 CARD = "README.md"
+REPORT = "report.json"
 THE_HUBS_OWN = {".gitattributes"}
 NAME = r"\w[\w.-]*"
 OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|reports/{NAME}\.json|assets/{NAME}\.png")
 PACKAGED = re.compile(rf"{NAME}\.mlpackage/(Manifest\.json|Data/com\.apple\.CoreML/({NAME}/)*{NAME}\.(mlmodel|bin))")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(Users|home|root|tmp|private/var)/[\w.-]+")
-LEAST_HOST_NAME = 6  # letters; a shorter one is also a word of the text
+HOST_NAME = re.compile(r"(?=.*[\d.-]).{8,}")  # any other one, like python or runner, is also a word of the text
 
 
 @dataclass(frozen=True)
@@ -51,27 +53,31 @@ class Changes:
 def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     """folder/release/ -> the repo that job.json names; published.json. Does nothing where nothing is to be done.
 
-    GateFailed, LicenseError, PublishError: refused before anything is sent; AccessDenied: the token may not write;
-    HubUnavailable: run again, it goes on where it was."""
+    `changed` in published.json: this call finished a publication, even if an earlier one sent its commit.
+    GateFailed, LicenseError, PublishError: refused before anything is sent (also for a repo with other things in it);
+    AccessDenied: the token may not write; HubUnavailable: run again, it goes on where it was."""
     job = records.read(folder / "job.json", Job)
     progress("check the release", 0.0)
     conversion = _pass_gate(folder, job)
     release = read_release(folder / "release", conversion)
+    _match(folder, job, conversion, release)
     progress(f"look at {job.repo}", 0.2)
-    if (first := hub.repo(job.repo)) is None:
+    if hub.repo(job.repo) is None:
         hub.create(job.repo)
-        first = _there(hub, job.repo)
+    else:
+        _claim(hub, job)
     progress(f"upload to {job.repo}", 0.3)
     repo = _converge(hub, job, release)
     progress(f"check {job.repo}", 0.8)
     _verify(hub, repo, release, job.repo)
     progress(f"tag {job.repo}", 0.9)
     # A private repo that has a tag was public before, and someone has taken it down: it stays down.
-    if repo.private and not _versions(hub, job.repo):
+    versions = _versions(hub, job.repo)
+    if repo.private and not versions:
         hub.make_public(job.repo)
-    tag = _tag(hub, job.repo, repo.commit)
-    changed = repo.commit != first.commit
-    published = Published(job.repo, repo.commit, tag, f"{hub.endpoint}/{job.repo}", changed)
+    tag = _tag(hub, job.repo, repo.commit, versions)
+    changed = repo.commit not in versions.values()
+    published = Published(job.repo, repo.commit, tag, f"{hub.page}/{job.repo}", changed)
     records.write(folder / "published.json", published)
     progress(f"{job.repo} {tag}", 1.0)
     return published
@@ -106,9 +112,9 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
 
 
 def _pass_gate(folder: Path, job: Job) -> Conversion:
-    report = records.read(folder / "report.json", Report) if (folder / "report.json").is_file() else None
-    if report is None:
-        raise GateFailed(f"{folder} has no report.json: verify it before it is published")
+    if not (folder / REPORT).is_file():
+        raise GateFailed(f"{folder} has no {REPORT}: verify it before it is published")
+    report = records.read(folder / REPORT, Report)
     conversion = records.read(folder / "release" / RECORD, Conversion)
     if report.failures:
         raise GateFailed(f"{job.id} is not published: {'; '.join(report.failures)}")
@@ -119,11 +125,26 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
         if what not in bars:
             raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
     for bar in report.fidelity:
-        if not bar.psnr_min >= bar.gate:  # NaN is below every gate
-            raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {bar.gate}")
+        gate = max(bar.gate, job.gates.rewrite if bar.what == "rewrite" else job.gates.artefact)
+        if not bar.psnr_min >= gate:  # NaN is below every gate
+            raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {gate}")
     if licenses.check(conversion.source.card.license, job.license) != conversion.license:
         raise LicenseError(f"{job.id}: {RECORD} says {conversion.license!r}, its source another: make the card again")
     return conversion
+
+
+def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
+    """PublishError: the release is not what job.json asks for, or shows another report than the one that was judged."""
+    source = conversion.source
+    commit = source.commit if job.action == "card" else job.commit or "local"  # of the packages, which stay
+    same = {
+        "the original's id": source.id == job.id,
+        "its commit": source.commit == commit,
+        "the recipe": conversion.recipe == job.recipe,
+        f"reports/{REPORT}": release.sums.get(f"reports/{REPORT}") == digest(folder / REPORT, lfs=True),
+    }
+    if differ := [what for what, is_same in same.items() if not is_same]:
+        raise PublishError(f"{folder}: {', '.join(differ)} in release/ not as in this folder: run card again")
 
 
 def _allowed(name: str) -> bool:
@@ -157,16 +178,40 @@ def _scan(name: str, path: Path) -> None:
     own files are public with whatever paths they have."""
     if path.suffix in (".bin", ".png"):
         return
+    secrets = {"a token": TOKEN}
+    if OURS.fullmatch(name) or PACKAGED.fullmatch(name):
+        secrets["a path of a machine"] = MACHINE_PATH
+        if HOST_NAME.fullmatch(host := socket.gethostname()):
+            secrets["this machine's name"] = re.compile(rb"(?<![\w-])" + re.escape(host.encode()) + rb"(?![\w-])")
     content = path.read_bytes()
-    found = TOKEN.search(content)
-    if found is None and (OURS.fullmatch(name) or PACKAGED.fullmatch(name)):
-        host = socket.gethostname().encode()
-        found = MACHINE_PATH.search(content)
-        if found is None and len(host) >= LEAST_HOST_NAME:
-            found = re.search(rb"(?<![\w-])" + re.escape(host) + rb"(?![\w-])", content)
-    if found:
-        line = content.count(b"\n", 0, found.start()) + 1
-        raise PublishError(f"{path}:{line} tells something about this machine or a token: it must not be published")
+    for what, pattern in secrets.items():
+        if found := pattern.search(content):
+            line = content.count(b"\n", 0, found.start()) + 1
+            masked = found[0][:4].decode(errors="replace")
+            raise PublishError(f"{path}:{line} has {what} ({masked}***): it must not be published")
+
+
+def _claim(hub: Hub, job: Job) -> None:
+    """PublishError: the repo holds something, and neither its head nor its last version was made from this model."""
+    repo = _there(hub, job.repo)
+    if all(file.path in THE_HUBS_OWN for file in repo.files) or _origin(hub, repo) == job.id:
+        return
+    versions = _versions(hub, job.repo)
+    if versions and _origin(hub, _there(hub, job.repo, versions[max(versions)])) == job.id:
+        return
+    raise PublishError(
+        f"{job.repo} is not ours: it has files, but no {RECORD} that says {job.id}; name another with publish.name"
+    )
+
+
+def _origin(hub: Hub, repo: Repo) -> object:
+    """The id that its record says it was made from, in a record of any schema; None where there is none."""
+    if all(file.path != RECORD for file in repo.files):
+        return None
+    try:
+        return json.loads(hub.read(repo, RECORD))["source"]["id"]
+    except (ValueError, LookupError, TypeError):
+        return None
 
 
 def _converge(hub: Hub, job: Job, release: Release) -> Repo:
@@ -199,7 +244,7 @@ def _converge(hub: Hub, job: Job, release: Release) -> Repo:
 def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
     repo = hub.repo(name, revision)
     if repo is None:
-        raise PublishError(f"{name} was just there and is not any more: look at {hub.endpoint}/{name}, and run again")
+        raise PublishError(f"{name} was just there and is not any more: look at {hub.page}/{name}, and run again")
     if repo.id != name:
         raise PublishError(f"{name} is called {repo.id} now: say so in the manifest (publish.name), and run again")
     return repo
@@ -231,9 +276,8 @@ def _verify(hub: Hub, repo: Repo, release: Release, name: str) -> None:
         )
 
 
-def _tag(hub: Hub, name: str, commit: str) -> str:
-    """The tag vN of this commit: the one that it has, or the next."""
-    versions = _versions(hub, name)
+def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str]) -> str:
+    """The tag vN of this commit: the one that it has, or the next after `versions`."""
     for _ in range(3):  # another publisher may take the next number first
         if commit not in versions.values():
             hub.tag(name, f"v{max(versions, default=0) + 1}", commit)
@@ -244,4 +288,4 @@ def _tag(hub: Hub, name: str, commit: str) -> str:
 
 
 def _versions(hub: Hub, name: str) -> dict[int, str]:
-    return {int(tag[1:]): commit for tag, commit in hub.tags(name).items() if re.fullmatch(r"v[1-9]\d*", tag)}
+    return {int(found[1]): commit for tag, commit in hub.tags(name).items() if (found := VERSION.fullmatch(tag))}

@@ -4,8 +4,11 @@ Inside the program they are plain dataclasses; `read` checks them at the border 
 schema numbers fail), `write` puts them on disk atomically, so that a file's existence means that its step is done.
 """
 
+import contextlib
+import errno
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +16,7 @@ from typing import Any, Final, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
 
-from hft2ane.errors import BadInput
+from hft2ane.errors import BadInput, NoSpace
 
 SCHEMA: Final = 1
 LEAST_LENGTH = 8  # tokens: room for the special tokens and a few words
@@ -242,7 +245,7 @@ class Exported:
 @dataclass(frozen=True)
 class Measure:
     """One output on one set of inputs at one length. `psnr` of all rows taken together; `psnr_min`, `psnr_median` and
-    `cosine_min` over rows; the peak is that of all inputs at this length. `top1` where the output is logits.
+    `cosine_min` over rows; for the peak see `verify.condense`. `top1` where the output is logits.
 
     `worst` is the text (or the name) of the row with the least PSNR."""
 
@@ -469,17 +472,29 @@ def write(path: Path, record: object) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """All of it or nothing: temporary name, fsync, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """All of it or nothing: temporary name, fsync, rename. NoSpace."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as err:
+        if err.errno == errno.ENOSPC:
+            raise NoSpace(f"the disk of {path.parent} is full: free some of it, and run this again") from err
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # there may be none, nor a folder to have it
+            temporary.unlink(missing_ok=True)
+
+
+def clear(folder: Path, keep: str) -> None:
+    """Empties a folder, if there is one, but for `keep`."""
+    for old in folder.iterdir() if folder.is_dir() else ():
+        if old.name != keep:
+            shutil.rmtree(old) if old.is_dir() and not old.is_symlink() else old.unlink()
 
 
 def canonical(value: Mapping[str, Any]) -> bytes:

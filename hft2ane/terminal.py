@@ -51,16 +51,21 @@ class Screen:
 
     @contextlib.contextmanager
     def at(self, descriptor: int) -> Iterator[None]:
-        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as self.kept:
-            yield
-        self.kept = None
+        with os.fdopen(os.dup(descriptor), "w", encoding="utf-8") as file:
+            self.kept = file
+            try:
+                yield
+            finally:
+                self.kept = None
 
 
 screen = Screen()
 
 
 class Bars:
-    """One bar a model. Called with the model's id, what it does now, and the share done."""
+    """One bar a model. Called with the model's id, what it does now, and the share done.
+
+    Where there is no terminal, a line when a model is done."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -70,8 +75,9 @@ class Bars:
             TextColumn("{task.fields[what]}", style="dim"),
             TimeElapsedColumn(),
             console=console,
-            transient=not console.is_terminal,
+            disable=not console.is_terminal,
         )
+        self.console = console
         self.tasks: dict[str, TaskID] = {}
 
     def __enter__(self) -> Bars:
@@ -95,6 +101,8 @@ class Bars:
         if model not in self.tasks:
             self.begin(model)
         self.progress.update(self.tasks[model], completed=share, what=escape(what))
+        if share >= 1 and not self.console.is_terminal:
+            self.console.print(f"  {escape(model)}: {escape(what)}")
 
 
 @contextlib.contextmanager

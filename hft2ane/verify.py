@@ -69,7 +69,7 @@ class Compared:
     top1: float | None
 
     def psnr(self, peak: float) -> float:
-        """Against the peak of all rows: a score near 0 has no peak of its own to be measured by."""
+        """Against the peak of several rows: a score near 0 has no peak of its own to be measured by."""
         return capped(replace(self.deviation, peak=peak))
 
 
@@ -223,11 +223,11 @@ class Bar:
 
     def measures(self) -> list[Measure]:
         """One for each output, length and kind of input."""
-        peaks: dict[tuple[str, int], float] = defaultdict(float)
+        peaks: dict[tuple[str, int], list[float]] = defaultdict(list)
         for (output, length, _), group in self.groups.items():
-            peaks[output, length] = max(peaks[output, length], *(row.deviation.peak for row in group))
+            peaks[output, length].append(max(row.deviation.peak for row in group))
         return [
-            condense(output, length, kind, group, peaks[output, length])
+            condense(output, length, kind, group, statistics.median(peaks[output, length]))
             for (output, length, kind), group in self.groups.items()
         ]
 
@@ -279,8 +279,10 @@ def agreement(row: Row, output: str, answer: Array, value: Array) -> float | Non
     return top1(counted(row, output, answer), counted(row, output, value))
 
 
-def condense(output: str, length: int, kind: str, compared: Sequence[Compared], peak: float) -> Measure:
-    """`peak`: the largest magnitude of the original's output over all inputs at this length."""
+def condense(output: str, length: int, kind: str, compared: Sequence[Compared], usual: float) -> Measure:
+    """`usual`: the median over the kinds of input of the original's largest magnitude. The peak is that of this kind,
+    but at least the usual one: a kind may be one row, and that a single score near 0."""
+    peak = max(usual, *(row.deviation.peak for row in compared))
     worst = min(compared, key=lambda row: row.psnr(peak))
     together = sum((row.deviation for row in compared), Deviation(peak, 0, 0))
     agreed = [row.top1 for row in compared if row.top1 is not None]

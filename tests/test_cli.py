@@ -1,5 +1,6 @@
 """The command line as people use it: each way to go wrong ends in one line and the right exit code."""
 
+import errno
 import json
 import shutil
 import subprocess
@@ -251,12 +252,30 @@ def test_plan_only_what_is_asked(checkpoint: Checkpoint, hub: LocalHub, run: Run
     refused(run("plan", "--manifests", path, "--only", "me/typo"), 2, "me/typo")
 
 
-def test_plan_with_the_hub_down_blocks_and_writes_nothing(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_plan_with_the_hub_down(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    said = run("plan", "--manifests", manifest(tmp_path, "me/tiny"), "--json")
-    assert [job["action"] for job in json.loads(said.out)] == ["blocked"]
+    refused(run("plan", "--manifests", manifest(tmp_path, "me/tiny"), "--json"), 75, "127.0.0.1:9")
+
+
+def test_a_file_in_the_place_of_a_folder(checkpoint: Checkpoint, run: Run, tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("mine")
+    refused(run("convert", checkpoint(), "--out", tmp_path / "x"), 2, "--out")
+    refused(run("fetch", tmp_path / "x"), 2, "job.json")
+
+
+def test_a_full_disk(checkpoint: Checkpoint, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    refused(run("convert", checkpoint(), "--out", tmp_path / "x"), 75, "full")
+    assert not [path for path in (tmp_path / "x").rglob("*") if path.suffix == ".tmp"]
+
+
+def test_the_demo_empties_no_folder_but_its_own(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    refused(run("demo", "--out", tmp_path), 2, "--out")
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
 
 
 def test_help_has_an_example() -> None:

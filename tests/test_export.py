@@ -165,7 +165,7 @@ def test_provenance(checkpoint: Checkpoint, tmp_path: Path) -> None:
     exported = export.export(folder)
     metadata = spec_of(folder / exported.packages[0].file).description.metadata
     assert metadata.author == "Converted by hft2ane from someone/tiny"
-    assert metadata.license == "mit"
+    assert metadata.license == ""  # it may change without the package
     assert metadata.shortDescription == "fill-mask of someone/tiny, float16, for the Apple Neural Engine"
     assert dict(metadata.userDefined) == {
         "co.huggingface.exporters.name": "someone/tiny",
@@ -178,12 +178,6 @@ def test_provenance(checkpoint: Checkpoint, tmp_path: Path) -> None:
     assert exported.toolchain == keys.toolchain()
     assert exported.original == "BertForMaskedLM"
     assert str(tmp_path).encode() not in (folder / exported.packages[0].file / package.SPEC).read_bytes()
-
-
-def test_a_licence_that_is_not_stated(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = prepare(tmp_path / "job", checkpoint(license=None))
-    (made,) = export.export(folder).packages
-    assert spec_of(folder / made.file).description.metadata.license == "unknown"
 
 
 def test_problem_types_and_labels(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -372,7 +366,7 @@ def converted(path: Path, program: Any, deployment: Deployment) -> Path:
 
 
 def ours(path: Path, program: Any, deployment: Deployment) -> Path:
-    about = {"author": "a test", "license": "none"}
+    about = {"author": "a test"}
     package.write(path, program, deployment.specification, "", export.INPUTS | export.OUTPUTS, about)
     return path
 

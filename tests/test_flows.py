@@ -28,6 +28,9 @@ models:
 """
 
 
+PYTHON = sys.executable
+
+
 class World:
     """A Hub, a manifest, and a night whenever one is asked for."""
 
@@ -41,7 +44,7 @@ class World:
 
     def conversion(self, repo: str) -> Conversion:
         found = self.hub.conversion(repo)
-        assert found
+        assert isinstance(found, Conversion)
         return found
 
 
@@ -121,11 +124,43 @@ def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> Non
 
 
 @pytest.mark.slow
-def test_the_hub_down_is_every_models_failure(world: World, first_night: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_down_is_told_as_that(world: World, first_night: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hub, "waits", (0.0,))
     dead = Hub("http://127.0.0.1:9", "hf_x")
-    run = night([str(world.folder / "models.yaml")], None, world.folder / "dead", hub=dead)
-    assert set(run.failed) == {"me/first", "me/second", "me/gpt"}
+    with pytest.raises(errors.HubUnavailable, match="127.0.0.1:9"):
+        night([str(world.folder / "models.yaml")], None, world.folder / "dead", hub=dead)
+
+
+@pytest.mark.slow
+def test_what_nobody_foresaw_stops_one_model_only(
+    world: World, first_night: Run, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.local.add("me/first", checkpoint(seed=20))
+    world.local.add("me/second", checkpoint("BertForSequenceClassification", seed=21))
+    shipped = records.clear
+
+    def clear(folder: Path, keep: str) -> None:
+        if "first" in folder.name:
+            raise PermissionError(13, "Permission denied", str(folder))
+        shipped(folder, keep)
+
+    monkeypatch.setattr(records, "clear", clear)
+    run = world.night()
+    assert of(run, "me/first").status == "failed"
+    assert "PermissionError" in (of(run, "me/first").error or "")
+    assert of(run, "me/second").status == "published"
+    assert "nobody foresaw" in (world.folder / "work/run.log").read_text()
+
+
+@pytest.mark.slow
+def test_without_a_token_nothing_is_built(
+    world: World, first_night: Run, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.local.add("me/first", checkpoint(seed=30))
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(errors.AccessDenied, match="HF_TOKEN"):
+        night([str(world.folder / "models.yaml")], None, world.folder / "tokenless", hub=Hub(world.local.url))
+    assert not list((world.folder / "tokenless").glob("*/source"))
 
 
 # ---- the child process
@@ -165,6 +200,19 @@ def test_the_child_has_no_token(stand_in: Path, tmp_path: Path, monkeypatch: pyt
     assert "HF_HUB_OFFLINE=1" in environment
     assert f"TMPDIR={tmp_path}" in environment
     assert not list((tmp_path / "job").iterdir()), "the private temporary folder stays behind"
+
+
+def test_the_child_does_not_find_the_token_of_a_login(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That of `hf auth login` lies below HOME, which the child has."""
+    (tmp_path / ".cache/huggingface").mkdir(parents=True)
+    (tmp_path / ".cache/huggingface/token").write_text("hf_secret")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    ask = "from huggingface_hub import get_token; import sys; print(get_token(), file=sys.stderr)"
+    stand_in.write_text(f"#!/bin/sh\n'{PYTHON}' -c '{ask}'\n")
+    build(tmp_path)
+    assert (tmp_path / "log").read_text().strip() == "None"
 
 
 def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_path: Path) -> None:

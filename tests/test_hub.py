@@ -15,7 +15,7 @@ from huggingface_hub import get_session
 from hft2ane import hub as module
 from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
-from hft2ane.hub import Hub, card_fields, digest, inside
+from hft2ane.hub import Hub, Redo, card_fields, digest, inside
 from hft2ane.localhub import LocalHub
 from hft2ane.records import CardFields, Conversion, Recipe, RemoteFile, Source, Upstream
 
@@ -269,18 +269,57 @@ def test_no_conversion(hub: Hub, model: str) -> None:
 def test_conversion_is_never_stale(hub: Hub, local: LocalHub, tmp_path: Path, conversion: Conversion) -> None:
     for key in ("first", "second"):
         record = replace(conversion, convert_key=key)
-        local.add("org/out", folder(tmp_path / key, {"conversion.json": records.dump(record)}))
+        commit = local.add("org/out", folder(tmp_path / key, {"conversion.json": records.dump(record)}))
+        hub.tag("org/out", {"first": "v1", "second": "v2"}[key], commit)
         assert hub.conversion("org/out") == record
     local.fail("conversion.json", times=9, status=500)
     with pytest.raises(HubUnavailable):
         hub.conversion("org/out")
 
 
-def test_conversions_gives_errors_as_values(hub: Hub, local: LocalHub, tmp_path: Path) -> None:
-    local.add("org/odd", folder(tmp_path / "odd", {"conversion.json": b'{"schema": 99}'}))
-    seen = hub.conversions(["org/odd", "org/nothing"])
-    assert isinstance(seen["org/odd"], BadInput)
-    assert seen["org/nothing"] is None
+@pytest.mark.parametrize("private", [False, True])
+def test_a_publication_without_its_tag_is_not_finished(
+    hub: Hub, local: LocalHub, tmp_path: Path, conversion: Conversion, private: bool
+) -> None:
+    content = {"conversion.json": records.dump(conversion)}
+    first = local.add("org/out", folder(tmp_path / "first", content), private=private)
+    redo = Redo("the publication of org/out was not finished: its head has no version tag")
+    assert hub.conversion("org/out") == redo
+    hub.tag("org/out", "nightly", first)
+    assert hub.conversion("org/out") == redo
+    hub.tag("org/out", "v1", first)
+    assert hub.conversion("org/out") == conversion
+    local.add("org/out", folder(tmp_path / "second", {**content, "README.md": b"new"}), private=private)
+    assert hub.conversion("org/out") == redo
+    local.fail("GET .*refs", times=9, status=500)
+    assert isinstance(hub.conversions(["org/out"])["org/out"], HubUnavailable)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b'{"schema": 99}', "the published record has schema 99, now it is 1"),
+        (b'{"schema": 1}', "the published record is not readable by this version"),
+        (b'{"schema": 1', "the published record is not readable by this version"),
+        (b"[]", "the published record is not readable by this version"),
+        (b"\xff", "the published record is not readable by this version"),
+    ],
+)
+def test_a_record_of_another_version(hub: Hub, local: LocalHub, tmp_path: Path, content: bytes, why: str) -> None:
+    local.add("org/odd", folder(tmp_path / "odd", {"conversion.json": content}))
+    assert hub.conversion("org/odd") == Redo(why)
+
+
+def test_conversions_gives_errors_as_values(hub: Hub, local: LocalHub, model: str) -> None:
+    local.fail("org/down/resolve", times=9, status=500)
+    seen = hub.conversions([MODEL, "org/down", "org/nothing"])
+    assert isinstance(seen.pop("org/down"), HubUnavailable)
+    assert seen == {MODEL: None, "org/nothing": None}
+
+
+def test_the_address_is_shown_without_its_password() -> None:
+    hub = Hub("https://me:secret@hub.example:8443/hf/")
+    assert (hub.page, hub.host) == ("https://hub.example:8443/hf", "hub.example:8443")
 
 
 # ---- downloads

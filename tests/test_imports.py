@@ -19,7 +19,7 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "terminal", "flows"),
+    ("cli", "demo", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 

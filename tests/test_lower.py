@@ -20,7 +20,7 @@ from hft2ane.mil import Program, open_package
 from hft2ane.psnr import psnr
 
 TOKENS, CHANNELS, WORDS = 8, 6, 40
-ABOUT = {"author": "a test", "license": "none"}
+ABOUT = {"author": "a test"}
 
 Compute = Callable[["Small", Tensor], Tensor]
 

@@ -21,7 +21,7 @@ from hft2ane.mil import open_package
 from hft2ane.mil.proto import Model
 
 ABOUT = {"input_ids": "What goes in.", "logits": "What comes out."}
-METADATA = {"author": "a test", "license": "mit", "com.github.hft2ane.b": "2", "com.github.hft2ane.a": "1"}
+METADATA = {"author": "a test", "com.github.hft2ane.b": "2", "com.github.hft2ane.a": "1"}
 
 
 def program(values: int = 64) -> Program:
@@ -105,7 +105,7 @@ def test_coremltools_reads_it(made: Path) -> None:
     assert Path(root.path()).samefile(made / package.SPEC)
     model = coremltools.models.MLModel(str(made), skip_model_load=True)
     assert model.short_description == "A table."
-    assert (model.author, model.license) == ("a test", "mit")
+    assert (model.author, model.license) == ("a test", "")
     assert dict(model.user_defined_metadata) == {"com.github.hft2ane.a": "1", "com.github.hft2ane.b": "2"}
     assert model.input_description["input_ids"] == ABOUT["input_ids"]
     assert model.output_description["logits"] == ABOUT["logits"]

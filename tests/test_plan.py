@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hft2ane import keys, layout
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound
+from hft2ane.hub import Redo
 from hft2ane.plan import ORDER, plan
 from hft2ane.records import (
     CardFields,
@@ -71,7 +72,9 @@ def release(job: Job, found: Upstream, protocol: str = keys.PROTOCOL) -> Convers
 
 
 def single(
-    one: Wanted = ONE, found: Upstream | Hft2aneError = UPSTREAM, released: Conversion | Hft2aneError | None = None
+    one: Wanted = ONE,
+    found: Upstream | Hft2aneError = UPSTREAM,
+    released: Conversion | Redo | Hft2aneError | None = None,
 ) -> Job:
     (job,) = plan([one], {one.id: found}, {one.repo: released})
     assert "\n" not in job.why
@@ -203,16 +206,34 @@ def test_figures_of_another_backend() -> None:
     )
 
 
-def test_an_older_record() -> None:
-    older: Any = 0
-    job = single(released=replace(published(), schema=older))
-    assert (job.action, job.why) == ("convert", "the published record has schema 0, now it is 1")
+def test_what_cannot_stay_is_made_again() -> None:
+    job = single(released=Redo("the published record has schema\n 2, now it is 1"))
+    assert (job.action, job.why) == ("convert", "the published record has schema 2, now it is 1")
+    assert job.commit == UPSTREAM.commit
+
+
+@pytest.mark.parametrize(
+    ("gates", "why"),
+    [
+        (Gates(120, 70), None),
+        (Gates(90, 70.5), "float16: published 70.0 dB, the gate is now 70.5"),
+        (Gates(121, 50), "rewrite: published 120.0 dB, the gate is now 121"),
+    ],
+)
+def test_gates_above_what_is_published(gates: Gates, why: str | None) -> None:
+    job = single(replace(ONE, gates=gates), released=published())
+    assert (job.action, job.why) == (("convert", why) if why else ("skip", job.why))
 
 
 def test_a_release_of_another_original() -> None:
+    """`publish` would refuse that repo after all the work."""
     before = published()
     job = single(released=replace(before, source=replace(before.source, id="else/name")))
-    assert (job.action, job.why) == ("convert", "what is published was made from else/name")
+    assert job.action == "blocked"
+    assert job.why == (
+        "what is published at org/name-ane was made from else/name: "
+        "delete that repo, or name another with publish.name at m.yaml:3"
+    )
 
 
 @pytest.mark.parametrize(
@@ -280,12 +301,13 @@ def test_without_an_answer_nothing_is_planned() -> None:
 
 OIDS = st.sampled_from(["1" * 40, "2" * 40])
 ERRORS = st.sampled_from([ModelNotFound("not found"), HubUnavailable("no answer")])
+REDO = st.just(Redo("the publication was not finished"))
 
 
 @st.composite
 def worlds(
     draw: st.DrawFn,
-) -> tuple[list[Wanted], dict[str, Upstream | Hft2aneError], dict[str, Conversion | Hft2aneError | None]]:
+) -> tuple[list[Wanted], dict[str, Upstream | Hft2aneError], dict[str, Conversion | Redo | Hft2aneError | None]]:
     """Some models wanted, what the Hub says of each, and what an earlier night published, perhaps of something else."""
     numbers = draw(st.lists(st.integers(0, 20), unique=True, max_size=5))
     wanted, upstream, published = [], {}, {}
@@ -295,11 +317,12 @@ def worlds(
             f"org/m{number}",
             "m.yaml:1",
             recipe=Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)]))),
+            gates=Gates(artefact=draw(st.sampled_from([50.0, 65.0]))),
             paused=draw(st.sampled_from([None, None, None, "a reason"])),
         )
         wanted.append(one)
         upstream[one.id] = draw(st.one_of(upstreams(one), upstreams(one), ERRORS))
-        published[one.repo] = draw(st.one_of(st.none(), ERRORS, releases(one)))
+        published[one.repo] = draw(st.one_of(st.none(), ERRORS, REDO, releases(one)))
     return wanted, upstream, published
 
 
@@ -315,7 +338,8 @@ def releases(draw: st.DrawFn, one: Wanted) -> Conversion:
     found = replace(draw(upstreams(one)), card=CardFields("mit"))
     recipe = Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)])))
     job = Job("create", "", one.id, one.repo, found.commit, layout.select(found.files), recipe, license="mit")
-    return release(job, found, draw(st.sampled_from([keys.PROTOCOL, "older"])))
+    done = release(job, found, draw(st.sampled_from([keys.PROTOCOL, "older"])))
+    return replace(done, psnr={"rewrite": 120.0, "float16": draw(st.sampled_from([55.0, 70.0]))})
 
 
 @settings(deadline=None)

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, GateFailed, Hft2aneError, HubUnavailable, LicenseError, PublishError
-from hft2ane.hub import Hub
+from hft2ane.hub import Hub, Redo
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
 from hft2ane.records import (
@@ -21,6 +21,7 @@ from hft2ane.records import (
     Conversion,
     Fidelity,
     Function,
+    Gates,
     Job,
     Package,
     Published,
@@ -250,6 +251,59 @@ def test_a_repo_that_was_taken_down_stays_down(local: LocalHub, hub: Hub, job: P
     assert state.private
 
 
+def occupy(local: LocalHub, folder: Path, files: dict[str, bytes], private: bool) -> str:
+    """The repo as someone made it by hand."""
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    return local.add(REPO, folder, private=private)
+
+
+STRANGE = [
+    {"thesis.tex": b"years of work"},
+    {"README.md": b"hello", "conversion.json": b"not ours"},
+    {"conversion.json": b'["source"]'},
+    {"conversion.json": b'{"source": {"id": "up/other"}}'},
+]
+
+
+@pytest.mark.parametrize("private", [False, True])
+@pytest.mark.parametrize("files", STRANGE)
+def test_a_repo_of_someone_else_is_left_alone(
+    local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None, files: dict[str, bytes], private: bool
+) -> None:
+    commit = occupy(local, tmp_path / "theirs", files, private)
+    hub.tag(REPO, "v1", commit)
+    before = len(local.calls("POST|PUT|DELETE"))
+    with pytest.raises(PublishError, match=r"org/tiny-ane is not ours.*name another with publish\.name") as error:
+        publish(job, hub)
+    assert "\n" not in str(error.value)
+    assert len(local.calls("POST|PUT|DELETE")) == before
+    state = hub.repo(REPO)
+    assert state is not None
+    assert (state.commit, state.private) == (commit, private)
+
+
+def test_an_empty_repo_is_taken(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    hub.create(REPO)
+    assert publish(job, hub).tag == "v1"
+    assert patient(local, local.read_token).look(REPO)
+
+
+def test_a_release_of_another_schema_is_replaced(
+    local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None
+) -> None:
+    old = b'{"schema": 0, "source": {"id": "up/tiny", "what": "was"}}'
+    hub.tag(REPO, "v1", occupy(local, tmp_path / "old", {"conversion.json": old}, False))
+    assert publish(job, hub).tag == "v2"
+    assert on_hub(local) == on_disk(job)
+
+
+def test_the_url_has_no_password(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    hub.page = "https://hub.example"
+    assert publish(job, hub).url == f"https://hub.example/{REPO}"
+
+
 def test_a_renamed_repo_is_said(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
     publish(job, hub)
     local.rename(REPO, "org/other")
@@ -321,8 +375,11 @@ def test_a_crash_after_the_commit_is_mended_by_the_next_run(
     with pytest.raises(HubUnavailable, match=REPO):
         publish(job, hub)
     assert not (job / "published.json").exists()
+    assert isinstance(hub.conversion(REPO), Redo)  # the plan sees it
     landed = local.commits(REPO)
     done = publish(job, hub)
+    assert done.changed  # by the two calls, that is
+    assert hub.conversion(REPO) == conversion()
     assert local.commits(REPO) == landed
     assert local.tags(REPO) == {"v1": done.commit}
     assert patient(local, local.read_token).look(REPO).commit == done.commit
@@ -417,6 +474,14 @@ def bars(psnr: float) -> tuple[Fidelity, ...]:
     return (first, replace(second, psnr_min=psnr))
 
 
+def replan(**change: object) -> Callable[[Path], None]:
+    def edit(job: Path) -> None:
+        planned = records.read(job / "job.json", Job)
+        records.write(job / "job.json", replace(planned, **change))  # type: ignore[arg-type]
+
+    return edit
+
+
 def relicense(upstream: str | None, manifest: str | None, record: str = "mit") -> Callable[[Path], None]:
     def change(job: Path) -> None:
         old = conversion()
@@ -473,6 +538,15 @@ NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
         (rewrite_report(fidelity=report().fidelity[:1]), GateFailed, "no figure for float16"),
         (rewrite_report(fidelity=bars(49.9)), GateFailed, "49.9 dB, the gate is 50"),
         (rewrite_report(fidelity=bars(float("nan"))), BadInput, "report.json"),
+        (rewrite_report(seconds=2.0), PublishError, "reports/report.json in release/ not as .* run card again"),
+        (drop("reports/report.json"), PublishError, "reports/report.json in release/ not as"),
+        (replan(gates=Gates(artefact=70.5)), GateFailed, "float16 has 70.0 dB, the gate is 70.5"),
+        (replan(gates=Gates(rewrite=120.5)), GateFailed, "rewrite has 120.0 dB, the gate is 120.5"),
+        (replan(id="up/other"), PublishError, "the original's id in release/ not as"),
+        (replan(action="card", id="up/other"), PublishError, "the original's id in release/ not as"),
+        (replan(commit="b" * 40), PublishError, "its commit in release/ not as"),
+        (replan(commit=None), PublishError, "its commit in release/ not as"),
+        (replan(recipe=Recipe(lengths=(64,))), PublishError, "the recipe in release/ not as"),
         (relicense(None, None), LicenseError, "names no licence"),
         (relicense("cc-by-nc-4.0", None, "cc-by-nc-4.0"), LicenseError, "non-commercial"),
         (relicense("mit", "apache-2.0"), LicenseError, "the manifest expects"),
@@ -497,12 +571,20 @@ NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
         (sums(lambda text: "".join(sorted(text.splitlines(True)))), PublishError, "sorted"),
         (sums(lambda text: text + text), PublishError, "sorted"),
         (sums(lambda text: f"{'0' * 64}  ../out\n{text}"), PublishError, "sorted"),
-        (put("README.md", README.encode() + b"hf_" + b"aB3" * 12), PublishError, "README.md:6"),
+        (put("README.md", README.encode() + b"hf_" + b"aB3" * 12), PublishError, r"README.md:6 has a token \(hf_a\*"),
         (put("tokenizer.json", b'{"x": "hf_' + b"aB3" * 12 + b'"}'), PublishError, "tokenizer.json:1"),
-        (put("README.md", README.encode() + b"see /Users/me/x"), PublishError, "README.md:6 tells something"),
+        (
+            put("README.md", README.encode() + b"see /Users/me/x"),
+            PublishError,
+            r"README.md:6 has a path of a machine \(/Use\*",
+        ),
         (put("reports/report.json", b'{"at": "/home/me/x"}'), PublishError, "report.json:1"),
         (put(f"{INNER}/model.mlmodel", b"\x01built in /home/me/x"), PublishError, "model.mlmodel:1"),
-        (put("README.md", README.encode() + b"on buildmac-17.local"), PublishError, "README.md:6"),
+        (
+            put("README.md", README.encode() + b"on buildmac-17.local"),
+            PublishError,
+            r"README.md:6 has this .* \(buil\*",
+        ),
     ],
 )
 def test_refused_at_the_door(
@@ -525,8 +607,22 @@ def test_refused_at_the_door(
     assert not (job / "published.json").exists()
 
 
-def test_a_short_host_name_is_a_word_like_others(
-    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("host", ["Tiny", "runner", "localhost", "mac-1"])
+def test_a_host_name_may_be_a_word_like_others(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch, host: str
 ) -> None:
-    monkeypatch.setattr(socket, "gethostname", lambda: "Tiny")
+    release(job, {**FILES, "README.md": README.encode() + f"on {host}\n".encode()})
+    monkeypatch.setattr(socket, "gethostname", lambda: host)
     publish(job, hub)
+
+
+def test_a_new_card_is_of_the_commit_that_was_converted(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    replan(action="card", commit="b" * 40)(job)
+    assert publish(job, hub).tag == "v1"
+
+
+def test_a_folder_of_this_machine_has_no_commit(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    old = conversion()
+    release(job, FILES, replace(old, source=replace(old.source, commit="local")))
+    replan(commit=None)(job)
+    assert publish(job, hub).tag == "v1"

@@ -125,11 +125,12 @@ def test_the_figures_are_those_of_the_definition(job: Path) -> None:
     model: Any = transformers.BertModel.from_pretrained(job / "source")
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "source")
     program = open_package(job / "tiny.float16.mlpackage")
-    vocabulary, peak = model.config.vocab_size, 0.0
+    vocabulary, peaks = model.config.vocab_size, []
     for kind in protocol.inputs(Tokenizer(job / "source", vocabulary), vocabulary, 64, "feature-extraction", True):
         with torch.no_grad():
             answers = model(**kind.tensors).last_hidden_state[kind.tensors["attention_mask"].bool()]
-        peak = max(peak, float(answers.abs().max()))
+        peaks.append(float(answers.abs().max()))
+    peak = max(peaks[0], statistics.median(peaks))  # the first kind are the sentences
     errors = []
     for text in SENTENCES:
         batch = tokenizer(text, padding="max_length", truncation=True, max_length=64, return_tensors="pt")
