@@ -178,7 +178,7 @@ class Hub:
         self._write(f"tag {repo}", lambda: self._api().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
 
     def check_token(self) -> None:
-        """AccessDenied when there is no token to publish with; whether it may write, the Hub says at the first write."""
+        """AccessDenied: there is no token to publish with. Whether it may write, the Hub says at the first write."""
         from huggingface_hub import get_token
 
         if not (self._token or get_token()):

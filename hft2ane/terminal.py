@@ -101,8 +101,8 @@ class Bars:
         if model not in self.tasks:
             self.begin(model)
         self.progress.update(self.tasks[model], completed=share, what=escape(what))
-        if share >= 1 and not self.console.is_terminal:
-            self.console.print(f"  {escape(model)}: {escape(what)}")
+        if share >= 1 and what in STYLES and not self.console.is_terminal:
+            self.console.print(f"  {styled(what)} {escape(model)}")
 
 
 @contextlib.contextmanager

@@ -43,6 +43,10 @@ def test_every_family_and_task_is_listed() -> None:
             assert words.get(task, task.replace("-", " ")) in row
 
 
+def test_no_placeholder_is_left() -> None:
+    assert not re.search(r"^[A-Z_]{5,}$", README, re.MULTILINE)
+
+
 def test_links_lead_somewhere() -> None:
     for page in (README, (ROOT / "CONTRIBUTING.md").read_text()):
         for target in re.findall(r"\]\(([^)#:]+)\)", page):
