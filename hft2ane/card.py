@@ -85,7 +85,14 @@ TASKS: Mapping[Task, TaskCard] = {
     "multiple-choice": TaskCard("A question with {n} choices in, a score for each choice out.", ("multiple-choice",)),
 }
 PAIRS = ("question-answering", "next-sentence-prediction")
-PRECISIONS: Mapping[Variant, str] = {"float16": "fp16"}
+# The tag of each variant, and how its table calls it.
+PRECISIONS: Mapping[Variant, tuple[str, str]] = {
+    "float16": ("fp16", "float16"),
+    "int8": ("int8", "int8"),
+    "palettized-8": ("8-bit", "palettized-8"),
+    "palettized-6": ("6-bit", "palettized-6, lossy"),
+    "palettized-4": ("4-bit", "palettized-4, lossy"),
+}
 
 # What `tokenizers` and the Swift snippet call the inputs.
 PYTHON_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -337,7 +344,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
         base_model_relation="quantized" if base else None,
         tags=[
             *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
-            *(PRECISIONS[package.variant] for package in conversion.packages),
+            *(PRECISIONS[package.variant][0] for package in conversion.packages),
         ],
         model_name=short_name(conversion.source),
         eval_results=results,
@@ -424,8 +431,10 @@ def body(
 def specification(conversion: Conversion, report: Report) -> list[list[str]]:
     """The rows of the first table: a label, and a cell for each package."""
     packages = conversion.packages
+    compressed = any(package.variant != "float16" for package in packages)
     rows = [
-        ["Precision", *(package.variant for package in packages)],
+        ["Precision", *(PRECISIONS[package.variant][1] for package in packages)],
+        *([["Weights", *(package.weights for package in packages)]] if compressed else []),
         ["Size", *(megabytes(package.size) for package in packages)],
         ["Input length, tokens", *(", ".join(str(f.length) for f in package.functions) for package in packages)],
         ["Minimum OS", *(systems(package.minimum_os) for package in packages)],

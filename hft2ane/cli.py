@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hft2ane import records
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
-from hft2ane.records import Gates, Job, Progress, Recipe
+from hft2ane.records import Gates, Job, Progress, Recipe, Variant
 
 EXAMPLES = """\
 examples:
@@ -118,6 +118,9 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("--revision", default="main", help="branch, tag or commit on the Hub (default: main)")
     sub.add_argument("--task", choices=sorted(records.TASKS), help="default: what the checkpoint names")
     sub.add_argument("--lengths", type=lengths, default=(128,), help="token lengths, e.g. 32,64 (default: 128)")
+    sub.add_argument(
+        "--variants", type=variants, default=("float16",), help=f"of {', '.join(records.VARIANTS)} (default: float16)"
+    )
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
 
     for name, command, about in (
@@ -194,6 +197,13 @@ def lengths(text: str) -> tuple[int, ...]:
     return found
 
 
+def variants(text: str) -> tuple[Variant, ...]:
+    names = dict.fromkeys(text.split(","))
+    if unknown := [name for name in names if name not in records.VARIANTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(records.VARIANTS)}")
+    return tuple(variant for variant in records.VARIANTS if variant in names)
+
+
 # ---- the plan and the night
 
 
@@ -258,7 +268,7 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     out: Path = options.out
     if out.exists() and not ((out / "job.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
-    recipe = Recipe(task=options.task, lengths=options.lengths)
+    recipe = Recipe(task=options.task, lengths=options.lengths, variants=options.variants)
     local = Path(options.source)
     job = Job("create", "asked for on the command line", options.source, "", None, (), recipe, Gates(), options.license)
     if local.is_dir():

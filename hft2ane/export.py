@@ -20,6 +20,7 @@ from coremltools.converters.mil.mil import Program, types
 
 from hft2ane import keys, package, records
 from hft2ane.audit import calibration
+from hft2ane.compress import WEIGHTS
 from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
@@ -80,7 +81,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     packages = []
     for variant in job.recipe.variants:
         path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
-        metadata = provenance(source, original, convert_key)
+        metadata = provenance(source, original, convert_key, variant)
         packages.append(write(path, module, job.recipe.lengths, variant, original, metadata))
     exported = Exported(
         family=original.family.model_type,
@@ -121,7 +122,7 @@ def model_name(model: str) -> str:
     return re.sub(r"[^\w.-]", "_", model.rpartition("/")[2])
 
 
-def provenance(source: Source, original: Original, convert_key: str) -> dict[str, str]:
+def provenance(source: Source, original: Original, convert_key: str, variant: records.Variant) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
     versions = {f"com.github.hft2ane.{name}": locked for name, locked in keys.toolchain().items()}
     return {
@@ -131,6 +132,8 @@ def provenance(source: Source, original: Original, convert_key: str) -> dict[str
         "com.github.hft2ane.source": f"{source.id}@{source.commit}",
         "com.github.hft2ane.family": original.family.model_type,
         "com.github.hft2ane.convert_key": convert_key,
+        "com.github.hft2ane.variant": variant,
+        "com.github.hft2ane.weights": WEIGHTS[variant],
         **versions,
     }
 
@@ -145,7 +148,8 @@ def write(
 ) -> Package:
     """The module at each length as the package at `path`."""
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
-    program, functions = build(module, lengths, deployment, CHOICES if original.task == "multiple-choice" else None)
+    choices = CHOICES if original.task == "multiple-choice" else None
+    program, functions = build(module, lengths, deployment, choices, variant)
     about = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
     package.write(path, program, deployment.specification, about, INPUTS | OUTPUTS, metadata)
     return Package(
@@ -156,11 +160,16 @@ def write(
         minimum_os=deployment.minimum_os,
         functions=functions,
         default_function=program.default_function_name,
+        weights=WEIGHTS[variant],
     )
 
 
 def build(
-    module: TaskModule, lengths: Sequence[int], deployment: Deployment, choices: int | None = None
+    module: TaskModule,
+    lengths: Sequence[int],
+    deployment: Deployment,
+    choices: int | None = None,
+    variant: records.Variant = "float16",
 ) -> tuple[Program, tuple[records.Function, ...]]:
     """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` …, the longest as default."""
     program, functions = Program(), []
@@ -168,7 +177,7 @@ def build(
     for length in sorted(lengths):
         name = "main" if len(lengths) == 1 else f"tokens_{length}"
         shape = (1, length) if choices is None else (1, choices, length)
-        function = trace(module, shape, deployment, weights)
+        function = trace(module, shape, deployment, weights, variant)
         program.add_function(name, function)
         functions.append(
             records.Function(
@@ -183,11 +192,18 @@ def build(
     return program, tuple(functions)
 
 
-def trace(module: Any, shape: tuple[int, ...], deployment: Deployment, weights: dict[Any, Any]) -> MILFunction:
+def trace(
+    module: Any,
+    shape: tuple[int, ...],
+    deployment: Deployment,
+    weights: dict[Any, Any],
+    variant: records.Variant = "float16",
+) -> MILFunction:
     """One call of the module on symbols. Outputs carry the original's names."""
     mb.name_count.clear()  # else what coremltools adds by itself is numbered on from function to function
     inputs = {name: mb.placeholder(shape=shape, dtype=types.int32) for name in module.inputs}
-    writer = Writer(module, weights, (*module.inputs, *module.OUTPUTS))
+    reserved = (*module.inputs, *module.OUTPUTS)
+    writer = Writer(module, weights, reserved, variant, grouped=deployment is MULTIFUNCTION)
     with MILFunction(inputs, deployment.opset) as function, writer.following():
         outputs = module(*(Symbol(function.inputs[name], writer) for name in module.inputs))
         distinct = {id(output.var) for output in outputs if isinstance(output, Symbol) and output.var.op is not None}

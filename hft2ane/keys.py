@@ -23,7 +23,18 @@ PIN = re.compile(r"""\s*([\w.-]+)\s*==\s*([^\s;,*]+)\s*;.*\bextra\s*==\s*['"]con
 
 CODE = Path(__file__).parent
 # The modules that shape the graph, besides the bricks and the family: they say which tensors, which task, which ops.
-SHAPING = ("audit", "condition", "export", "lower", "package", "protocol", "reference", "rewrite", "sentence")
+SHAPING = (
+    "audit",
+    "compress",
+    "condition",
+    "export",
+    "lower",
+    "package",
+    "protocol",
+    "reference",
+    "rewrite",
+    "sentence",
+)
 
 
 def toolchain() -> dict[str, str]:

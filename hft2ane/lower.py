@@ -23,12 +23,17 @@ from coremltools.converters.mil.mil import types
 from torch import Tensor, nn
 
 from hft2ane.ane import EPS_LEAST
+from hft2ane.compress import Palettized, Quantized, compress
 from hft2ane.errors import ExportError
+from hft2ane.records import Variant
 
 FP16_MAX = 65504.0
 FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16
 
 DTYPES = {torch.float32: "fp16", torch.int32: "int32"}
+
+# Inputs of operations that a variant may compress: whether its rows are looked up.
+COMPRESSIBLE = {("conv", "weight"): False, ("gather", "x"): True}
 
 # Keyword arguments of torch functions that change nothing at these values; at any other, a row has to take them.
 NEUTRAL = {
@@ -157,7 +162,7 @@ class Stored:
     """A tensor and what is written of it. The tensor is held so that nothing else gets its address."""
 
     tensor: Tensor
-    values: np.ndarray[Any, Any]
+    values: np.ndarray[Any, Any] | Quantized | Palettized
     id: str
 
 
@@ -165,12 +170,21 @@ class Writer:
     """Writes the operations of one MIL function, named by the path of the module that asked for them.
 
     `weights` is shared by all functions of a program, so that each tensor is rounded and stored once. `reserved` names
-    are kept for the function's inputs and outputs."""
+    are kept for the function's inputs and outputs. `grouped`: compressed weights have the form that iOS 18 has for
+    them, in which tables and scales may be for groups, not that of iOS 16."""
 
-    def __init__(self, root: nn.Module, weights: dict[Any, Stored], reserved: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        root: nn.Module,
+        weights: dict[Any, Stored],
+        reserved: Iterable[str] = (),
+        variant: Variant = "float16",
+        grouped: bool = False,
+    ) -> None:
         self.names = {module: name for name, module in root.named_modules()}
         self.parameters = {p.data_ptr(): name for name, p in root.named_parameters()}
         self.weights = weights
+        self.variant, self.grouped = variant, grouped
         self.constants: dict[Any, Any] = {}
         self.stack: list[str] = []
         self.used = set(reserved)
@@ -222,7 +236,11 @@ class Writer:
     def emit(self, op: str, **inputs: Any) -> Any:
         """One MIL operation; Symbols and tensors among its inputs become variables, its outputs become Symbols."""
         name = self.name(op)
-        values = {key: self.value(value, f"{name}_{key}") for key, value in inputs.items() if value is not None}
+        values = {
+            key: self.value(value, f"{name}_{key}", COMPRESSIBLE.get((op, key)))
+            for key, value in inputs.items()
+            if value is not None
+        }
         try:
             out = getattr(mb, op)(**values, name=name)
         except (ValueError, TypeError, IndexError) as err:
@@ -247,28 +265,65 @@ class Writer:
         self.used.add(found)
         return found
 
-    def value(self, value: Any, name: str) -> Any:
+    def value(self, value: Any, name: str, table: bool | None = None) -> Any:
+        """`table`: see `COMPRESSIBLE`; None for what is never compressed."""
         if isinstance(value, Symbol):
             return value.var
         if isinstance(value, Tensor):
-            return self.constant(value, name)
+            return self.constant(value, name, table)
         if isinstance(value, float):  # an int is an axis or a size; a number to calculate with is a float
             return np.float16(checked(value, name))
         if isinstance(value, list | tuple) and any(isinstance(v, Symbol | Tensor) for v in value):
             return [self.value(v, f"{name}_{i}") for i, v in enumerate(value)]
         return value
 
-    def constant(self, tensor: Tensor, name: str) -> Any:
+    def constant(self, tensor: Tensor, name: str, table: bool | None = None) -> Any:
         """The fp16 (or int32) constant for a real tensor; the same tensor gives the same one."""
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
+        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), table)
         if key not in self.constants:
             if key not in self.weights:
                 values = rounded(tensor, self.parameters.get(tensor.data_ptr(), name))
-                self.weights[key] = Stored(tensor, values, f"weight_{len(self.weights)}")
-            stored = self.weights[key]
-            self.constants[key] = mb.const(val=stored.values, name=self.unique(name))
-            self.constants[key].op.weight_id = stored.id
+                smaller = None if table is None else compress(values, self.variant, table)
+                self.weights[key] = Stored(
+                    tensor, values if smaller is None else smaller, f"weight_{len(self.weights)}"
+                )
+            self.constants[key] = self.stored(self.weights[key], self.unique(name))
         return self.constants[key]
+
+    def stored(self, weight: Stored, name: str) -> Any:
+        """The variable that has the weight's values, decompressed if need be when the package is loaded."""
+
+        def const(values: Any, part: str = "") -> Any:
+            var = mb.const(val=values, name=self.unique(f"{name}_{part}") if part else name)
+            var.op.weight_id = f"{weight.id}_{part}" if part else weight.id
+            return var
+
+        if isinstance(weight.values, Quantized):
+            return self.quantized(weight.values, const, name)
+        if isinstance(weight.values, Palettized):
+            return self.palettized(weight.values, const, name)
+        return const(weight.values)
+
+    def quantized(self, weight: Quantized, const: Callable[[Any, str], Any], name: str) -> Any:
+        data = const(weight.data, "data")
+        if not self.grouped:
+            scale, zero_point = const(weight.scale, "scale"), const(weight.zero_point, "zero_point")
+            return mb.constexpr_affine_dequantize(
+                quantized_data=data, zero_point=zero_point, scale=scale, axis=np.int32(0), name=name
+            )
+        shape = (-1, *[1] * (weight.data.ndim - 1))
+        scale, offset = const(weight.scale.reshape(shape), "scale"), const(weight.zero_point.reshape(shape), "offset")
+        return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, offset=offset, name=name)
+
+    def palettized(self, weight: Palettized, const: Callable[[Any, str], Any], name: str) -> Any:
+        if not self.grouped:
+            shape = np.array(weight.indices.shape, np.uint32)
+            indices, lut = const(weight.packed, "indices"), const(weight.lut, "lut")
+            return mb.constexpr_lut_to_dense(indices=indices, lut=lut, shape=shape, name=name)
+        narrow = types.type_mapping.string_to_nptype(f"uint{weight.bits}")
+        indices = const(weight.indices.astype(narrow), "indices")
+        lut = const(weight.lut.reshape(*[1] * weight.indices.ndim, -1, 1), "lut")
+        return mb.constexpr_lut_to_dense(indices=indices, lut=lut, name=name)
 
 
 def identifier(path: str) -> str:

@@ -50,10 +50,14 @@ ABOUT = {
     "revision": "a branch, tag or commit of the original, a text; default main, which follows the author",
     "task": "what the model is used for, when the checkpoint does not say or says otherwise",
     "lengths": "1 to 8 different input lengths in tokens, each from 8 to 8192, in a list; default [128]",
-    "variants": "a list of different precisions; default [float16]",
-    "gates": "a mapping of the least PSNR that may be published: rewrite, artefact",
+    "variants": "a list of different forms of the weights, a package each: float16, int8, palettized-8, palettized-6, "
+    "palettized-4; default [float16]",
+    "gates": "a mapping of the least PSNR that may be published: rewrite, artefact, bits8, bits6, bits4",
     "rewrite": "a PSNR in dB above 0, at most 200: our module against transformers; default 90",
-    "artefact": "a PSNR in dB above 0, at most 200: the saved package against transformers; default 50",
+    "artefact": "a PSNR in dB above 0, at most 200: a float16 package against transformers; default 50",
+    "bits8": "a PSNR in dB above 0, at most 200: a package with weights of 8 bits (int8, palettized-8); default 35",
+    "bits6": "a PSNR in dB above 0, at most 200: a package with weights of 6 bits, which is lossy; default 30",
+    "bits4": "a PSNR in dB above 0, at most 200: a package with weights of 4 bits, which is lossy; default 25",
     "license": "the licence that the original must have, as the Hub spells it (lower case, e.g. apache-2.0)",
     "publish": "a mapping of where the release goes: organization, name",
     "organization": "a Hub user or organisation: letters, digits, '.', '_' and '-', at most 96 characters",
@@ -126,6 +130,9 @@ Reason = Annotated[str, StringConstraints(pattern=r"\S", max_length=500), AfterV
 class GatesKeys(TypedDict, total=False):
     rewrite: Annotated[Decibel, _about("rewrite")]
     artefact: Annotated[Decibel, _about("artefact")]
+    bits8: Annotated[Decibel, _about("bits8")]
+    bits6: Annotated[Decibel, _about("bits6")]
+    bits4: Annotated[Decibel, _about("bits4")]
 
 
 @with_config(CLOSED)

@@ -118,7 +118,7 @@ def _unmeasured(released: Conversion, now: _Now) -> Iterator[str]:
 def _below(gates: Gates, released: Conversion) -> Iterator[str]:
     """Which published figures would not pass the gates as they are now."""
     for what, figure in released.psnr.items():
-        gate = gates.rewrite if what == "rewrite" else gates.artefact
+        gate = gates.of(what)
         if figure < gate:
             yield f"{what}: published {figure:.1f} dB, the gate is now {gate:g}"
 

@@ -125,7 +125,7 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
         if what not in bars:
             raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
     for bar in report.fidelity:
-        gate = max(bar.gate, job.gates.rewrite if bar.what == "rewrite" else job.gates.artefact)
+        gate = max(bar.gate, job.gates.of(bar.what))
         if not bar.psnr_min >= gate:  # NaN is below every gate
             raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {gate}")
     if licenses.check(conversion.source.card.license, job.license) != conversion.license:

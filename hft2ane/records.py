@@ -33,7 +33,8 @@ Task = Literal[
     "multiple-choice",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-Variant = Literal["float16"]
+Variant = Literal["float16", "int8", "palettized-8", "palettized-6", "palettized-4"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Action = Literal["create", "convert", "card", "skip", "blocked"]
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
@@ -49,11 +50,26 @@ def silent(what: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Gates:
-    """The least PSNR in dB, over all inputs and outputs, that may be published."""
+    """The least PSNR in dB, over all inputs and outputs, that may be published. `artefact`: a package in fp16; the
+    others: one whose weights have so many bits."""
 
     __pydantic_config__ = STRICT
     rewrite: float = 90.0
     artefact: float = 50.0
+    bits8: float = 35.0
+    bits6: float = 30.0
+    bits4: float = 25.0
+
+    def of(self, what: str) -> float:
+        """The gate of the rewrite, or of a variant."""
+        return {
+            "rewrite": self.rewrite,
+            "float16": self.artefact,
+            "int8": self.bits8,
+            "palettized-8": self.bits8,
+            "palettized-6": self.bits6,
+            "palettized-4": self.bits4,
+        }[what]
 
 
 @dataclass(frozen=True)
@@ -167,7 +183,8 @@ class Function:
 
 @dataclass(frozen=True)
 class Package:
-    """One .mlpackage. `digest`: see `package.digest`. `minimum_os`: e.g. `iOS 16 / macOS 13`."""
+    """One .mlpackage. `digest`: see `package.digest`. `minimum_os`: e.g. `iOS 16 / macOS 13`. `weights`: in what form
+    they are kept, and which of them are not compressed."""
 
     __pydantic_config__ = STRICT
     variant: Variant
@@ -177,6 +194,7 @@ class Package:
     minimum_os: str
     functions: tuple[Function, ...]
     default_function: str
+    weights: str = "fp16"
 
 
 @dataclass(frozen=True)

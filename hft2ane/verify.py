@@ -83,7 +83,7 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
     module = rewrite(original)
     bars = [Bar("rewrite", "torch-float32", job.gates.rewrite, lambda _: torch_runner(module))]
     for each in exported.packages:
-        bars += [Bar(each.variant, name, job.gates.artefact, runner) for name, runner in backends(folder, each)]
+        bars += [Bar(each.variant, name, job.gates.of(each.variant), runner) for name, runner in backends(folder, each)]
     asked = list(rows(Tokenizer(folder / "source", original.config.vocab_size), original, job.recipe.lengths, exported))
     for n, row in enumerate(asked):
         progress(f"measure at {row.length} tokens", 0.1 + 0.9 * n / len(asked))

@@ -343,6 +343,19 @@ def test_release_holds_what_is_published_and_nothing_else(folder: Path) -> None:
     assert (release / "reports" / "report.json").read_bytes() == (folder / "report.json").read_bytes()
 
 
+def test_a_lossy_variant_says_so(folder: Path) -> None:
+    one = records.read(folder / "export.json", Exported).packages[0]
+    two = replace(one, variant="palettized-4", file=one.file.replace("float16", "palettized-4"), weights="a palette")
+    shutil.copytree(folder / one.file, folder / two.file)
+    rewritten(folder / "export.json", Exported, packages=(one, two))
+    fidelity = records.read(folder / "report.json", Report).fidelity
+    rewritten(folder / "report.json", Report, fidelity=(*fidelity, replace(fidelity[1], what=two.variant, gate=25.0)))
+    text = (card.write(folder) / "README.md").read_text()
+    assert "| Precision | float16 | palettized-4, lossy |" in text
+    assert "| Weights | fp16 | a palette |" in text
+    assert "- 4-bit\n" in text.split("---")[1]
+
+
 def test_the_gate_of_publish_takes_the_release(folder: Path) -> None:
     release = card.write(folder)
     conversion = records.read(release / "conversion.json", Conversion)

@@ -157,6 +157,13 @@ def test_lengths_beyond_the_model(checkpoint: Checkpoint, run: Run, tmp_path: Pa
     refused(run("convert", checkpoint(), "--lengths", "16,128", "--out", tmp_path / "x"), 1, "128", "64 positions")
 
 
+@pytest.mark.parametrize("variants", ["", "int4", "float16,", "float16;int8"])
+def test_variants_that_are_none(variants: str, run: Run, tmp_path: Path) -> None:
+    said = run("convert", "a/b", f"--variants={variants}", "--out", tmp_path / "x")
+    assert said.code == 2
+    assert "is none of float16, int8, palettized-8, palettized-6, palettized-4" in said.err
+
+
 @pytest.mark.parametrize("lengths", ["", "x", "0", "16,,32", "-1"])
 def test_lengths_that_are_none(lengths: str, run: Run, tmp_path: Path) -> None:
     said = run("convert", "a/b", f"--lengths={lengths}", "--out", tmp_path / "x")

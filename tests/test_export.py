@@ -173,6 +173,8 @@ def test_provenance(checkpoint: Checkpoint, tmp_path: Path) -> None:
         "com.github.hft2ane.source": "someone/tiny@local",
         "com.github.hft2ane.family": "bert",
         "com.github.hft2ane.convert_key": exported.convert_key,
+        "com.github.hft2ane.variant": "float16",
+        "com.github.hft2ane.weights": "fp16",
         **{f"com.github.hft2ane.{tool}": version for tool, version in exported.toolchain.items()},
     }
     assert exported.toolchain == keys.toolchain()

@@ -13,7 +13,20 @@ ROOT = Path(__file__).parent.parent
 # From the bottom up. A module may import its own layer and those below; steps never one another.
 LAYERS = (
     ("errors", "records", "psnr"),
-    ("ane", "coreml", "hub", "keys", "layout", "licenses", "localhub", "lower", "manifest", "mil", "package"),
+    (
+        "ane",
+        "compress",
+        "coreml",
+        "hub",
+        "keys",
+        "layout",
+        "licenses",
+        "localhub",
+        "lower",
+        "manifest",
+        "mil",
+        "package",
+    ),
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),

@@ -58,8 +58,8 @@ def test_every_key(tmp_path: Path) -> None:
       revision: "1234567"
       task: fill-mask
       lengths: [256, 64]
-      variants: [float16]
-      gates: {rewrite: 100, artefact: 60.5}
+      variants: [float16, palettized-6]
+      gates: {rewrite: 100, artefact: 60.5, bits8: 40, bits6: 35.5, bits4: 28}
       license: apache-2.0
       publish: {organization: there, name: mine}
       target: coreml
@@ -74,8 +74,8 @@ def test_every_key(tmp_path: Path) -> None:
             repo="there/mine",
             where=f"{(tmp_path / 'm.yaml').as_posix()}:4",
             revision="1234567",
-            recipe=Recipe(task="fill-mask", lengths=(64, 256), variants=("float16",), target="coreml"),
-            gates=Gates(100.0, 60.5),
+            recipe=Recipe(task="fill-mask", lengths=(64, 256), variants=("float16", "palettized-6"), target="coreml"),
+            gates=Gates(100.0, 60.5, 40.0, 35.5, 28.0),
             license="apache-2.0",
             paused="waits for the author",
         )
@@ -188,7 +188,7 @@ ENTRIES = [  # an entry, or several; how many lines below the first one the prob
     ("- id: a/b\n  task: translation", 1, "'translation' is unknown; it takes 'feature-extraction', "),
     ("- id: a/b\n  task: yes", 1, "task: yes is unknown"),
     ("- id: a/b\n  target: coreai", 1, "target: 'coreai' is unknown"),
-    ("- id: a/b\n  variants: [int8]", 1, "variants: 'int8' is unknown; it takes 'float16'"),
+    ("- id: a/b\n  variants: [int4]", 1, "variants: 'int4' is unknown, did you mean 'int8'?"),
     ("- id: a/b\n  variants: [float16, float16]", 1, "variants: float16 is there more than once"),
     ("- id: a/b\n  variants: []", 1, "variants: a list of 0 will not do"),
     ("- id: a/b\n  variants: float16", 1, "variants: 'float16' will not do; it takes a list"),
