@@ -332,20 +332,21 @@ def test_what_is_below_its_gate_is_refused(single: tuple[Path, Exported], gates:
 
 # MB at most, PSNR of all rows at least, of the worst row at least
 BOUNDS: Mapping[Variant, tuple[float, float, float]] = {
-    "float16": (45.5, 79, 76),
-    "int8": (23.2, 53, 49),
-    "palettized-8": (23.2, 55, 51.5),
-    "palettized-6": (20.5, 43, 39),
-    "palettized-4": (17.8, 31, 28),
+    "float16": (45.5, 69.5, 68.8),
+    "int8": (23.2, 43, 42.6),
+    "palettized-8": (23.2, 45.2, 44.3),
+    "palettized-6": (20.5, 33.1, 32.4),
+    "palettized-4": (17.8, 21, 20.7),
 }
 
 
 @pytest.mark.weights
 @pytest.mark.slow
 def test_minilm(tmp_path: Path) -> None:
-    """Shown with `-s`."""
+    """Shown with `-s`. Its 4-bit package is below the gate that it has where the manifest says no other."""
     carried = demo.MODELS[0]
-    job = Job("create", "a test", carried.id, "me/minilm-ane", recipe=Recipe(lengths=(64,), variants=VARIANTS))
+    recipe = Recipe(lengths=(64,), variants=VARIANTS)
+    job = Job("create", "a test", carried.id, "me/minilm-ane", recipe=recipe, gates=Gates(bits4=20))
     records.write(tmp_path / "job.json", job)
     source.take(tmp_path, demo.obtain(carried), carried.id)
     made = export.export(tmp_path)
@@ -356,3 +357,4 @@ def test_minilm(tmp_path: Path) -> None:
         assert each.size <= size * 1e6
         assert bar.psnr >= together
         assert bar.psnr_min >= worst
+        assert (bar.psnr_min >= Gates().of(each.variant)) == (each.variant != "palettized-4")
