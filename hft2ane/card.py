@@ -48,6 +48,7 @@ from hft2ane.records import (
 
 SUMS = "SHA256SUMS"
 HEADROOM = "assets/fp16-headroom.png"
+LABELS = 70  # letters that fit side by side below the headroom plot
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 # The verify step caps figures here: nothing differs.
 EQUAL = 300.0
@@ -656,7 +657,8 @@ def plot_headroom(audit: Audit) -> bytes:
             place = stages.index(stage(c.path))
             axes.scatter(place, c.headroom_bits_before, marker="x", s=45, color=GATE, zorder=3, label=label)
         axes.axhline(0, color=GATE, linestyle="--", linewidth=1.5, label="overflow")
-        axes.set_xticks(range(len(stages)), stages, rotation=90 if len(stages) > 10 else 0)
+        crowded = len(stages) * max(map(len, stages)) > LABELS
+        axes.set_xticks(range(len(stages)), stages, rotation=90 if crowded else 0)
         axes.set_ylabel("bits of headroom to 65504")
         axes.grid(axis="y", color=GREY, alpha=0.25, linewidth=0.8)
         axes.tick_params(axis="x", length=0)
