@@ -58,7 +58,7 @@ def nightly(manifests: list[str], organization: str | None, work: str, only: lis
     models = wanted([Path(path) for path in manifests], organization, only)
     paused = {model.id for model in models if model.paused}
     jobs = survey(models, hub)
-    if any(job.action not in ("skip", "blocked") for job in jobs):
+    if any(job.to_do for job in jobs):
         hub.check_token()
     outcomes = tuple(do(job, folder, hub) for job in jobs)
     failed = tuple(o.id for o in outcomes if o.status == "failed" or (o.status == "blocked" and o.id not in paused))

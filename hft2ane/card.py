@@ -28,6 +28,8 @@ from markupsafe import Markup
 from hft2ane import keys, layout, records
 from hft2ane.errors import BadInput, GateFailed
 from hft2ane.records import (
+    CAP,
+    SUMS,
     Audit,
     CardFields,
     Conversion,
@@ -46,12 +48,9 @@ from hft2ane.records import (
     silent,
 )
 
-SUMS = "SHA256SUMS"
 HEADROOM = "assets/fp16-headroom.png"
 LABELS = 70  # letters that fit side by side below the headroom plot
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
-# The verify step caps figures here: nothing differs.
-EQUAL = 300.0
 
 
 @dataclass(frozen=True)
@@ -584,7 +583,7 @@ def url(value: object) -> Markup:
 
 def down(value: float) -> str:
     """A figure in dB, rounded down."""
-    return "equal" if value >= EQUAL else f"{math.floor(value * 10 + 1e-6) / 10:.1f}"
+    return "equal" if value >= CAP else f"{math.floor(value * 10 + 1e-6) / 10:.1f}"
 
 
 def share(value: float | None) -> str:

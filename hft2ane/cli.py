@@ -213,7 +213,7 @@ def plan(options: argparse.Namespace) -> int:
 
     jobs = survey(wanted(paths(options), options.organization, options.only), Hub())
     for job in jobs:
-        if options.jobs and job.action not in ("skip", "blocked"):
+        if options.jobs and job.to_do:
             begin(options.jobs / job.repo.replace("/", "--"), job)
     if options.json:
         print(json.dumps([asdict(job) for job in jobs], indent=2))

@@ -15,9 +15,8 @@ from pathlib import Path
 from hft2ane import layout, licenses, records
 from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
-from hft2ane.records import Conversion, Job, Progress, Published, RemoteFile, Report, silent
+from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
 
-SUMS = "SHA256SUMS"
 RECORD = "conversion.json"
 CARD = "README.md"
 REPORT = "report.json"

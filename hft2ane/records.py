@@ -19,6 +19,8 @@ from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
 from hft2ane.errors import BadInput, NoSpace
 
 SCHEMA: Final = 1
+SUMS = "SHA256SUMS"  # of a release: a line a file
+CAP = 300.0  # dB: equal arrays have no finite PSNR, and JSON no infinity
 LEAST_LENGTH = 8  # tokens: room for the special tokens and a few words
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -145,6 +147,10 @@ class Job:
     gates: Gates = field(default_factory=Gates)
     license: str | None = None
     schema: Literal[1] = SCHEMA
+
+    @property
+    def to_do(self) -> bool:
+        return self.action not in ("skip", "blocked")
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,13 @@ from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, silent
+from hft2ane.records import CAP, Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, silent
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # int32 rows by input name -> outputs by name
 Runner = Callable[[int], Run]  # by length in tokens
-
-# Equal arrays have no finite PSNR; the figure is capped here.
-CAP = 300.0
 
 # Outputs with an entry, or a row, for each token; `logits` too where they have three axes.
 PER_TOKEN = ("last_hidden_state", "token_embeddings", "start_logits", "end_logits")
