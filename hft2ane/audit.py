@@ -89,17 +89,16 @@ def headroom(largest: float) -> float:
     return math.log2(FP16_MAX / max(largest, 2.0**-24))
 
 
-def calibration(folder: Path, original: Original, lengths: Sequence[int]) -> list[Batch]:
-    """The protocol's rows, and one as long as the job's longest text, for an original loaded from `folder`."""
+def calibration(folder: Path, original: Original, inputs: Sequence[str], lengths: Sequence[int]) -> list[Batch]:
+    """The protocol's rows, and one as long as the job's longest text, for an original loaded from `folder`; `inputs`:
+    the names of those that its module takes."""
     vocabulary, longest = original.config.vocab_size, max(lengths)
-    types = original.task != "sentence-embedding" and original.config.type_vocab_size > 1
     tokenizer = Tokenizer(folder, vocabulary)
-    kinds = list(protocol.inputs(tokenizer, vocabulary, min(TOKENS, longest), original.task, types))
+    kinds = list(protocol.inputs(tokenizer, vocabulary, min(TOKENS, longest), original.task, inputs))
     generator = torch.Generator().manual_seed(protocol.SEED)
-    whole = protocol.random_ids("longest", torch.tensor([longest]), vocabulary, generator, longest)
-    names = ("input_ids", "attention_mask", "token_type_ids")[: 3 if types else 2]
+    whole = protocol.random_ids("longest", torch.tensor([longest]), vocabulary, tokenizer.pad, generator, longest)
     batches = [
-        tuple(torch.cat([kind.tensors[name] for kind in group]).int() for name in names) for group in (kinds, [whole])
+        tuple(torch.cat([kind.tensors[name] for kind in group]).int() for name in inputs) for group in (kinds, [whole])
     ]
     if original.task == "multiple-choice":  # each row a question with one candidate
         return [tuple(tensor[:, None] for tensor in batch) for batch in batches]

@@ -36,7 +36,8 @@ def ranges(folder: Path) -> Audit:
     """The audit of a job's folder after fetch, and its ranges.json; what fails is in it."""
     job = records.read(folder / "job.json", Job)
     original = load(folder / "source", job.recipe.task)
-    audit = condition(rewrite(original), calibration(folder / "source", original, job.recipe.lengths))
+    module = rewrite(original)
+    audit = condition(module, calibration(folder / "source", original, module.inputs, job.recipe.lengths))
     records.write(folder / "ranges.json", audit)
     return audit
 

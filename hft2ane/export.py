@@ -74,7 +74,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     progress("rewrite", 0.4)
     module = rewrite(original)
     progress("audit the ranges", 0.45)
-    ranges = condition(module, calibration(folder / "source", original, job.recipe.lengths))
+    ranges = condition(module, calibration(folder / "source", original, module.inputs, job.recipe.lengths))
     check(ranges, source.id)
     convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
     progress("export", 0.5)

@@ -2,6 +2,7 @@
 
 convert key: what shapes the packages · verify key: what was measured, and how · card key: what the card says."""
 
+import ast
 import hashlib
 import importlib.metadata
 import re
@@ -14,7 +15,7 @@ from hft2ane.errors import ToolchainMismatch
 from hft2ane.records import CardFields, Recipe, RemoteFile, canonical
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
-PROTOCOL = "hft2ane-psnr-1"
+PROTOCOL = "hft2ane-psnr-2"
 # Our evaluator on the saved package, each op in the precision that the program declares.
 BACKEND = "mil-declared"
 
@@ -58,8 +59,24 @@ def toolchain() -> dict[str, str]:
 
 def code_digest(family: str) -> str:
     """Digest of the source text that shapes the graph of this family (a model_type)."""
-    families = [CODE / "families" / f"{name}.py" for name in ("__init__", family.replace("-", "_"))]
+    families = _family_files(family.replace("-", "_"))
     return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
+
+
+def _family_files(name: str) -> set[Path]:
+    """The file of a family and those that it is made on, which may be those of other families."""
+    folder = CODE / "families"
+    found, asked = {folder / "__init__.py"}, [folder / f"{name}.py"]
+    while asked:
+        path = asked.pop()
+        if path in found or not path.is_file():
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("hft2ane.families"):
+                others = [str(node.module).rpartition(".")[2], *(alias.name for alias in node.names)]
+                asked += [folder / f"{other}.py" for other in others]
+    return found
 
 
 def presentation_digest() -> str:

@@ -7,13 +7,14 @@ torch function; what has no row is an error that names the module. Real tensors 
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -282,11 +283,17 @@ class Writer:
         key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), table)
         if key not in self.constants:
             if key not in self.weights:
-                values = rounded(tensor, self.parameters.get(tensor.data_ptr(), name))
-                smaller = None if table is None else compress(values, self.variant, table)
-                self.weights[key] = Stored(
-                    tensor, values if smaller is None else smaller, f"weight_{len(self.weights)}"
-                )
+                parameter = self.parameters.get(tensor.data_ptr())
+                values = rounded(tensor, parameter or name)
+                # What a module computes anew at each length may be the same each time.
+                digest = None if parameter else hashlib.sha256(values.tobytes()).digest()
+                content = (digest, values.dtype, values.shape, table) if digest else key
+                if content not in self.weights:
+                    smaller = None if table is None else compress(values, self.variant, table)
+                    self.weights[content] = Stored(
+                        tensor, values if smaller is None else smaller, f"weight_{len(self.weights)}"
+                    )
+                self.weights[key] = replace(self.weights[content], tensor=tensor)
             self.constants[key] = self.stored(self.weights[key], self.unique(name))
         return self.constants[key]
 

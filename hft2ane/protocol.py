@@ -1,9 +1,9 @@
-"""The inputs of verification protocol `hft2ane-psnr-1`: what every model is measured on, at every length.
+"""The inputs of verification protocol `hft2ane-psnr-2`: what every model is measured on, at every length.
 
 Changing anything here changes the figures: then the protocol's number in `keys` changes too.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -57,6 +57,8 @@ CLOZE = (
     "import numpy as {mask}",
 )
 
+# Tasks whose texts come in pairs, for some models at least: rerankers, natural language inference.
+PAIRED = ("text-classification", "question-answering", "next-sentence-prediction", "multiple-choice")
 PAIRS = (
     ("What is the capital of France?", "Paris has been the capital of France since the tenth century."),
     ("How tall is Mount Everest?", "The recipe needs two eggs, a cup of flour and a pinch of salt."),
@@ -76,20 +78,19 @@ class Inputs:
     masked: Tensor | None = None  # positions (rows, length) that hold the mask token
 
 
-def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, pairs: bool) -> Iterator[Inputs]:
-    """Every kind of input at one length. `pairs`: the model tells a first text from a second."""
+def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, names: Sequence[str]) -> Iterator[Inputs]:
+    """Every kind of input at one length, for a network that takes inputs of these names."""
     single = tokenizer([(text,) for text in SENTENCES], length)
     yield Inputs("sentences, padded", length, single, SENTENCES)
-    if pairs:
-        names = tuple(" / ".join(pair) for pair in PAIRS)
-        yield Inputs("pairs, padded", length, tokenizer(PAIRS, length), names)
+    if task in PAIRED or "token_type_ids" in names:
+        yield Inputs("pairs, padded", length, tokenizer(PAIRS, length), tuple(" / ".join(pair) for pair in PAIRS))
     if task == "fill-mask" and tokenizer.inner.mask_token is not None:
         yield cloze(tokenizer, length)
     yield one_token(single, length)
-    generator = torch.Generator().manual_seed(SEED + length)
-    yield random_ids("full length, random ids", torch.full((FULL_ROWS,), length), vocabulary, generator, length)
+    generator, pad = torch.Generator().manual_seed(SEED + length), tokenizer.pad
+    yield random_ids("full length, random ids", torch.full((FULL_ROWS,), length), vocabulary, pad, generator, length)
     some = torch.randint(1, length + 1, (RANDOM_ROWS,), generator=generator)
-    yield random_ids("padded, random ids", some, vocabulary, generator, length)
+    yield random_ids("padded, random ids", some, vocabulary, pad, generator, length)
 
 
 def cloze(tokenizer: Tokenizer, length: int) -> Inputs:
@@ -106,9 +107,16 @@ def one_token(single: dict[str, Tensor], length: int) -> Inputs:
     return Inputs("one token", length, rows, ("all but the first token masked",))
 
 
-def random_ids(kind: str, counts: Tensor, vocabulary: int, generator: torch.Generator, length: int) -> Inputs:
-    """Any ids of the vocabulary, `counts` of them a row, the rest padding."""
-    ids = torch.randint(0, vocabulary, (len(counts), length), generator=generator)
+def random_ids(kind: str, counts: Tensor, vocabulary: int, pad: int, generator: torch.Generator, length: int) -> Inputs:
+    """Any ids of the vocabulary but that of padding, `counts` of them a row, and padding after them.
+
+    RoBERTa and its kin skip padding when they count positions: inside a text it would move all that follows."""
+    ids = torch.randint(0, vocabulary - 1, (len(counts), length), generator=generator)
+    ids += ids >= pad
     mask = (torch.arange(length) < counts[:, None]).long()
-    tensors = {"input_ids": ids * mask, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
+    tensors = {
+        "input_ids": torch.where(mask.bool(), ids, pad),
+        "attention_mask": mask,
+        "token_type_ids": torch.zeros_like(ids),
+    }
     return Inputs(kind, length, tensors, tuple(f"{n} random ids" for n in counts.tolist()))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 from huggingface_hub.errors import StrictDataclassError
@@ -19,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from hft2ane import layout
 from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig, UnsupportedModel
-from hft2ane.families import Family, family
+from hft2ane.families import FEATURES, Family, family
 from hft2ane.sentence import Pipeline, read_json, read_pipeline
 
 SENTENCE = "sentence-embedding"
@@ -55,8 +56,8 @@ class Original:
 
     @property
     def length_limit(self) -> int:
-        """Most tokens that the position table holds."""
-        return int(self.config.max_position_embeddings)
+        """The most tokens that the network takes."""
+        return self.family.tasks[FEATURES if self.task == SENTENCE else self.task].limit(self.config)
 
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -78,7 +79,7 @@ def load(folder: Path, wanted: str | None) -> Original:
         has_pipeline = (folder / "modules.json").is_file()
         pipeline = read_pipeline(folder) if wanted == SENTENCE or (wanted is None and has_pipeline) else None
         where = f"{folder.name}/{layout.CONFIG}"
-        task = "feature-extraction" if pipeline else ours.task(wanted, config.architectures, where)
+        task = FEATURES if pipeline else ours.task(wanted, config.architectures, stored(folder), where)
         ours.check(config, task, where)
         if task in LABELLED and sorted(config.id2label) != list(range(config.num_labels)):
             raise UnsupportedConfig(f"{where}: id2label names {sorted(config.id2label)}, not all from 0 on")
@@ -112,6 +113,23 @@ def read_config(folder: Path) -> tuple[Family, Any]:
         raise UnsupportedConfig(f"{where} has a value of the wrong kind: {one_line(err)}") from err
 
 
+def stored(folder: Path) -> list[str]:
+    """The names of the checkpoint's tensors. SourceError: there are no weights, or they are not readable."""
+    if (folder / layout.INDEX).is_file():
+        index = read_json(folder / layout.INDEX)
+        names = index.get("weight_map") if isinstance(index, dict) else None
+        if not isinstance(names, dict):
+            raise SourceError(f"{folder.name}/{layout.INDEX} has no weight_map")
+        return list(names)
+    if not (folder / layout.WEIGHTS).is_file():
+        raise SourceError(f"{folder.name}: transformers finds no weights: there is no {layout.WEIGHTS}")
+    try:
+        with safetensors.safe_open(folder / layout.WEIGHTS, "pt") as weights:
+            return list(weights.keys())
+    except (OSError, safetensors.SafetensorError) as err:
+        raise SourceError(f"{folder.name}/{layout.WEIGHTS} is not readable as safetensors: {one_line(err)}") from err
+
+
 def load_model(folder: Path, config: Any, ours: Family, task: str) -> tuple[Any, frozenset[str]]:
     """The model and the optional parts that the checkpoint has no weights for, which it is then built without."""
     module = ours.tasks[task]
@@ -136,7 +154,7 @@ def load_model(folder: Path, config: Any, ours: Family, task: str) -> tuple[Any,
             f"{tuple(stored)} instead of {tuple(expected)}"
         )
     missing = {bare(name, model) for name in info["missing_keys"]}
-    absent = frozenset(part for part in getattr(module, "OPTIONAL", ()) if parameters(model, part) <= missing)
+    absent = frozenset(part for part in module.OPTIONAL if parameters(model, part) <= missing)
     if needed := sorted(missing.difference(*(parameters(model, part) for part in absent))):
         raise MissingWeights(
             f"the checkpoint has no weights for {module.ORIGINAL} ({task}): {some(needed)} would be random; "
@@ -201,6 +219,7 @@ class Tokenizer:
             )
         if self.inner.pad_token_id is None:
             raise SourceError(f"{folder.name}: the tokenizer has no token to pad with")
+        self.pad = int(self.inner.pad_token_id)
         self.inner.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
 
     def __call__(self, texts: Sequence[tuple[str, ...]], length: int) -> dict[str, Tensor]:

@@ -154,7 +154,7 @@ def rows(tokenizer: Tokenizer, original: Original, lengths: Iterable[int], expor
     inputs = exported.packages[0].functions[0].inputs
     names = [tensor.name for tensor in inputs]
     for length in lengths:
-        kinds = protocol.inputs(tokenizer, original.config.vocab_size, length, original.task, "token_type_ids" in names)
+        kinds = protocol.inputs(tokenizer, original.config.vocab_size, length, original.task, names)
         for several in choices(kinds, inputs[0].shape[1]) if original.task == "multiple-choice" else kinds:
             for i, name in enumerate(several.names):
                 tensors = {key: tensor[i : i + 1] for key, tensor in several.tensors.items() if key in names}

@@ -127,7 +127,7 @@ def test_every_layer_of_a_model_and_every_operation_of_its_graph(checkpoint: Che
     folder = checkpoint(num_hidden_layers=2)
     original = load(folder, None)
     module = rewrite(original)
-    measured = measure(module, calibration(folder, original, (16,)))
+    measured = measure(module, calibration(folder, original, module.inputs, (16,)))
     seen = {r.path.replace(".", "_") or "model" for r in measured.ranges}
     program, _ = build(module, (16,), SINGLE)
     computing = {
@@ -148,7 +148,8 @@ def test_every_layer_of_a_model_and_every_operation_of_its_graph(checkpoint: Che
 def test_scores_are_those_before_the_mask(checkpoint: Checkpoint) -> None:
     folder = checkpoint()
     original = load(folder, None)
-    largest = kinds(measure(rewrite(original), calibration(folder, original, (16,))))
+    module = rewrite(original)
+    largest = kinds(measure(module, calibration(folder, original, module.inputs, (16,))))
     assert largest["blocks.0.attend", "sum"] <= largest["blocks.0.attend", "scores"] < 1e4
 
 
@@ -162,7 +163,7 @@ def test_scores_are_those_before_the_mask(checkpoint: Checkpoint) -> None:
 def test_calibration_has_what_the_module_takes(checkpoint: Checkpoint, original: str, rank: int, inputs: int) -> None:
     folder = checkpoint(original)
     loaded = load(folder, None)
-    batches = calibration(folder, loaded, (8, 40))
+    batches = calibration(folder, loaded, rewrite(loaded).inputs, (8, 40))
     assert {tensor.dim() for rows in batches for tensor in rows} == {rank}
     assert {len(rows) for rows in batches} == {inputs}
     assert max(rows[0].shape[-1] for rows in batches) == 40  # every position that the job uses

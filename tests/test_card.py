@@ -229,7 +229,7 @@ def job_folder(
     records.write(
         folder / "report.json",
         Report(
-            protocol="hft2ane-psnr-1",
+            protocol="hft2ane-psnr-2",
             verify_key="e" * 64,
             fidelity=(
                 bar("rewrite", "torch-float32", 90.0, tuple(functions), 138.0),
@@ -595,7 +595,7 @@ def test_no_figure_without_its_protocol(folder: Path) -> None:
     rewritten(folder / "report.json", Report, protocol="some-other-protocol-7")
     text = text_of(card.write(folder))
     front, body = text.split("\n---\n", 1)
-    assert "hft2ane-psnr-1" not in text
+    assert "hft2ane-psnr-2" not in text
     parts = [front, *re.split(r"^## ", body, flags=re.M)]
     with_figures = [part for part in parts if "PSNR" in part]
     assert len(with_figures) == 3

@@ -68,7 +68,7 @@ def stretched(exponent: int, layers: int) -> Alter:
 
 
 def batches(folder: Path, original: Original) -> list[Batch]:
-    return calibration(folder, original, (LENGTH,))
+    return calibration(folder, original, rewrite(original).inputs, (LENGTH,))
 
 
 def saved(module: Any, folder: Path, name: str) -> tuple[str, Program]:

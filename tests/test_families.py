@@ -9,7 +9,7 @@ median, less where a score is small by chance.
 import dataclasses
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -19,131 +19,21 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from hft2ane.ane import ACTIVATIONS, ChannelNorm, Linear, attention, fill
+from hft2ane.ane import ACTIVATIONS, ChannelNorm, Linear, attention, block, fill
 from hft2ane.errors import Hft2aneError, MissingWeights, UnsupportedConfig, UnsupportedModel
 from hft2ane.families import FAMILIES, bert, family
 from hft2ane.psnr import psnr
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
+from tests.families import ROWS, Config
 
 EXACT = 250.0  # dB, both sides in double precision
 BAR = 130.0  # dB, what every mistake stays below
 SINGLE = 115.0  # dB, both sides in single precision
 LENGTH = 12
 
-Config = Mapping[str, Any]
 Inputs = Mapping[str, Tensor]
 Answers = dict[str, np.ndarray[Any, Any]]
-
-
-@dataclass(frozen=True)
-class Row:
-    """What is tried of a family. Every key of its config is reproduced (`CONFIG` and `shaping`), or irrelevant."""
-
-    tiny: Config
-    variants: Mapping[str, Config]  # configurations that every task is tried with
-    labels: Mapping[str, tuple[Config, ...]]  # more of them, by task
-    shaping: frozenset[str]  # keys that any value is reproduced of, or that another part answers for
-    irrelevant: Mapping[str, tuple[Any, str]]  # key -> a value that makes no difference, and why
-    refused: tuple[tuple[str, Any], ...]
-
-
-ROWS = {
-    "bert": Row(
-        tiny={
-            "vocab_size": 50,
-            "hidden_size": 24,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 3,
-            "intermediate_size": 40,
-            "max_position_embeddings": 16,
-            "layer_norm_eps": 1e-12,
-        },
-        variants={
-            "plain": {},
-            "odd head size": {"hidden_size": 21},
-            "one head": {"num_attention_heads": 1},
-            "one layer": {"num_hidden_layers": 1},
-            "one token type": {"type_vocab_size": 1},
-            "larger eps": {"layer_norm_eps": 1e-5},
-            "untied": {"tie_word_embeddings": False},
-            "gelu_new": {"hidden_act": "gelu_new"},
-            "gelu_pytorch_tanh": {"hidden_act": "gelu_pytorch_tanh"},
-            "relu": {"hidden_act": "relu"},
-            "silu": {"hidden_act": "silu"},
-            "swish": {"hidden_act": "swish"},
-            "tanh": {"hidden_act": "tanh"},
-        },
-        labels={
-            "text-classification": (
-                {"num_labels": 1, "problem_type": "regression"},
-                {"num_labels": 1},
-                {"num_labels": 5, "problem_type": "multi_label_classification"},
-                {"num_labels": 5, "problem_type": "single_label_classification"},
-            ),
-            "token-classification": ({"num_labels": 1}, {"num_labels": 5}),
-            "multiple-choice": ({"num_labels": 5},),
-            "next-sentence-prediction": ({"num_labels": 5},),
-        },
-        shaping=frozenset(
-            {"architectures", "model_type", "id2label", "label2id", "tie_word_embeddings", "pad_token_id"}
-        ),
-        irrelevant={
-            "attention_probs_dropout_prob": (0.5, "training"),
-            "hidden_dropout_prob": (0.5, "training"),
-            "classifier_dropout": (0.5, "training"),
-            "initializer_range": (9.0, "training"),
-            "gradient_checkpointing": (True, "training"),
-            "bos_token_id": (7, "text generation"),
-            "eos_token_id": (7, "text generation"),
-            "use_cache": (False, "text generation"),
-            "is_encoder_decoder": (True, "only the cache of a decoder asks for it"),
-            "chunk_size_feed_forward": (4, "the same sums in pieces"),
-            "attn_implementation": ("sdpa", "the same sums in another order"),
-            "return_dict": (False, "the form of the answer"),
-            "output_attentions": (True, "further outputs"),
-            "output_cross_attentions": (True, "further outputs"),
-            "output_hidden_states": (True, "further outputs"),
-            "dtype": ("float16", "everything is computed in fp32"),
-            "vision_aspect_ratio": (2, "image models"),
-            "vision_feature_layer": (2, "image models"),
-            "vision_feature_select_strategy": ("full", "image models"),
-            "transformers_version": ("3.0.0", "a note"),
-            "_name_or_path": ("elsewhere/model", "a note"),
-        },
-        refused=(
-            ("position_embedding_type", "relative_key"),
-            ("position_embedding_type", "relative_key_query"),
-            ("pruned_heads", {"0": [1]}),
-            ("per_layer_config", {"1": {"intermediate_size": 8}}),
-            ("quantization_config", {"quant_method": "bitsandbytes", "load_in_8bit": True}),
-            ("is_causal", True),
-            ("is_decoder", True),
-            ("add_cross_attention", True),
-            ("hidden_act", "mish"),
-            ("hidden_act", "no such function"),
-            ("num_attention_heads", 5),
-            ("num_attention_heads", 0),
-            ("num_hidden_layers", 0),
-            ("num_hidden_layers", 10**6),
-            ("hidden_size", -24),
-            ("hidden_size", 10**9),
-            ("hidden_size", "24"),
-            ("hidden_size", 24.5),
-            ("vocab_size", 0),
-            ("vocab_size", True),
-            ("type_vocab_size", 0),
-            ("max_position_embeddings", 0),
-            ("intermediate_size", 0),
-            ("layer_norm_eps", 0.0),
-            ("layer_norm_eps", -1e-5),
-            ("layer_norm_eps", 1e9),
-            ("layer_norm_eps", float("nan")),
-            ("layer_norm_eps", "1e-5"),
-            ("pad_token_id", 50),
-        ),
-    ),
-}
 
 
 def cases() -> Iterator[Any]:
@@ -179,11 +69,14 @@ def tokens(model: Any, lengths: tuple[int, ...], size: int, choices: int = 0) ->
     generator = torch.Generator().manual_seed(1)
     shape = (len(lengths), choices, size) if choices else (len(lengths), size)
     mask = torch.arange(size) < torch.tensor(lengths).reshape(-1, *[1] * (len(shape) - 1))
-    return {
-        "input_ids": torch.randint(0, model.config.vocab_size, shape, generator=generator),
+    ids = torch.randint(0, model.config.vocab_size - 1, shape, generator=generator)
+    ids += ids >= model.config.pad_token_id  # inside a text, padding would move positions in some families
+    types = torch.randint(0, getattr(model.config, "type_vocab_size", 1), shape, generator=generator)
+    inputs = {
+        "input_ids": torch.where(mask, ids, model.config.pad_token_id),
         "attention_mask": mask.expand(shape).int(),
-        "token_type_ids": torch.randint(0, model.config.type_vocab_size, shape, generator=generator),
     }
+    return inputs | ({"token_type_ids": types} if "token_type_ids" in signature(model.forward).parameters else {})
 
 
 @torch.no_grad()
@@ -234,7 +127,10 @@ def exact(model: Any, original: Original, asked: Sequence[Inputs]) -> float:
 
 def batches(model: Any, task: str) -> list[Inputs]:
     """One row and three, full and padded, down to a single token, and up to all positions that the model has."""
-    choices, most = (4 if task == "multiple-choice" else 0), model.config.max_position_embeddings
+    choices, most = (
+        (4 if task == "multiple-choice" else 0),
+        family(model.config.model_type).tasks[task].limit(model.config),
+    )
     shapes: list[tuple[tuple[int, ...], int]] = [
         ((LENGTH,), LENGTH),
         ((LENGTH, 7, 1), LENGTH),
@@ -312,7 +208,7 @@ def other_eps(patch: pytest.MonkeyPatch) -> None:
 
 
 def other_gelu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(bert, "ACTIVATIONS", {**ACTIVATIONS, "gelu": ACTIVATIONS["gelu_new"]})
+    patch.setattr(block, "ACTIVATIONS", {**ACTIVATIONS, "gelu": ACTIVATIONS["gelu_new"]})
 
 
 MISTAKES = {

@@ -160,6 +160,7 @@ def test_the_place_of_the_code_does_not_matter(code: Path, monkeypatch: pytest.M
         ("ane/new.py", True),
         ("families/__init__.py", True),
         ("families/bert.py", True),
+        ("families/_heads.py", True),
         ("families/xlm_roberta.py", False),
         ("export.py", True),
         ("package.py", True),
@@ -178,6 +179,15 @@ def test_code_digest_moves_with_what_shapes_the_graph(code: Path, name: str, mov
     with (code / name).open("a") as file:
         file.write("# changed\n")
     assert (keys.code_digest("bert") != before) == moves
+
+
+@pytest.mark.parametrize("line", ["from hft2ane.families.base import x", "from hft2ane.families import SIZE, base"])
+def test_code_digest_follows_a_family_to_what_it_is_made_on(code: Path, line: str) -> None:
+    (code / "families" / "base.py").write_text("x = 1\n")
+    (code / "families" / "made_on.py").write_text(f"{line}\n")
+    before = keys.code_digest("made-on")
+    (code / "families" / "base.py").write_text("x = 2\n")
+    assert keys.code_digest("made-on") != before
 
 
 def test_code_digest_finds_a_family_with_a_dash(code: Path) -> None:

@@ -184,15 +184,15 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     assert job.action == "convert"
     assert job.why == (
         "changed: config.json; lengths 128 → 8; torch 2.13.0 → 2.14.0; the code that shapes the packages has changed; "
-        "verification protocol changed: hft2ane-psnr-1 → next"
+        "verification protocol changed: hft2ane-psnr-2 → next"
     )
 
 
 def test_changed_protocol() -> None:
-    (job,) = plan([ONE], {ONE.id: UPSTREAM}, {ONE.repo: published()}, protocol="hft2ane-psnr-2")
-    assert (job.action, job.why) == ("convert", "verification protocol changed: hft2ane-psnr-1 → hft2ane-psnr-2")
+    (job,) = plan([ONE], {ONE.id: UPSTREAM}, {ONE.repo: published()}, protocol="hft2ane-psnr-x")
+    assert (job.action, job.why) == ("convert", "verification protocol changed: hft2ane-psnr-2 → hft2ane-psnr-x")
     (again,) = plan(
-        [ONE], {ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-2")}, protocol="hft2ane-psnr-2"
+        [ONE], {ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-x")}, protocol="hft2ane-psnr-x"
     )
     assert again.action == "skip"
 

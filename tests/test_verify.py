@@ -28,7 +28,7 @@ from hft2ane.records import TASKS, Exported, Fidelity, Gates, Job, Recipe, Repor
 from hft2ane.reference import Tokenizer
 from hft2ane.verify import CAP, Bar, Row, counted, shorten
 from tests.conftest import WORDS, Checkpoint
-from tests.test_export import CONTRACTS, make, prepare
+from tests.test_export import CONTRACTS, IDS, make, prepare
 
 Array = np.ndarray[Any, Any]
 Outputs = dict[str, Array]
@@ -126,7 +126,7 @@ def test_the_figures_are_those_of_the_definition(job: Path) -> None:
     tokenizer = transformers.AutoTokenizer.from_pretrained(job / "source")
     program = open_package(job / "tiny.float16.mlpackage")
     vocabulary, peaks = model.config.vocab_size, []
-    for kind in protocol.inputs(Tokenizer(job / "source", vocabulary), vocabulary, 64, "feature-extraction", True):
+    for kind in protocol.inputs(Tokenizer(job / "source", vocabulary), vocabulary, 64, "feature-extraction", IDS):
         with torch.no_grad():
             answers = model(**kind.tensors).last_hidden_state[kind.tensors["attention_mask"].bool()]
         peaks.append(float(answers.abs().max()))
@@ -183,7 +183,7 @@ def tokenizer(checkpoint: Checkpoint) -> Tokenizer:
 
 @pytest.mark.parametrize("length", [8, 128, 512])
 def test_inputs(tokenizer: Tokenizer, length: int) -> None:
-    kinds = {rows.kind: rows for rows in protocol.inputs(tokenizer, len(WORDS), length, "fill-mask", True)}
+    kinds = {rows.kind: rows for rows in protocol.inputs(tokenizer, len(WORDS), length, "fill-mask", IDS)}
     assert {kind: len(rows.names) for kind, rows in kinds.items()} == SINGLE_TEXTS | {
         "pairs, padded": 4,
         "masked sentences": 16,
@@ -214,12 +214,22 @@ def test_inputs(tokenizer: Tokenizer, length: int) -> None:
 
 
 def test_kinds_that_the_model_has_no_use_for(tokenizer: Tokenizer) -> None:
-    def kinds(task: Task, pairs: bool) -> set[str]:
-        return {rows.kind for rows in protocol.inputs(tokenizer, len(WORDS), 16, task, pairs)}
+    def kinds(task: Task, names: Sequence[str]) -> set[str]:
+        return {rows.kind for rows in protocol.inputs(tokenizer, len(WORDS), 16, task, names)}
 
-    assert kinds("sentence-embedding", pairs=False) == set(SINGLE_TEXTS)
-    assert kinds("text-classification", pairs=True) == {*SINGLE_TEXTS, "pairs, padded"}
-    assert kinds("fill-mask", pairs=False) == {*SINGLE_TEXTS, "masked sentences"}
+    assert kinds("sentence-embedding", IDS[:2]) == set(SINGLE_TEXTS)
+    assert kinds("feature-extraction", IDS) == {*SINGLE_TEXTS, "pairs, padded"}
+    assert kinds("text-classification", IDS[:2]) == {*SINGLE_TEXTS, "pairs, padded"}
+    assert kinds("fill-mask", IDS[:2]) == {*SINGLE_TEXTS, "masked sentences"}
+
+
+@pytest.mark.parametrize("pad", [0, 7, 49])
+def test_random_ids_hold_any_word_but_padding(pad: int) -> None:
+    generator = torch.Generator().manual_seed(1)
+    rows = protocol.random_ids("some", torch.tensor([200, 3]), 50, pad, generator, 200)
+    full, short = rows.tensors["input_ids"]
+    assert set(full.tolist()) == set(range(50)) - {pad}
+    assert (short == pad).tolist() == [n >= 3 for n in range(200)]
 
 
 def test_a_tokenizer_without_a_mask_token(checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -236,6 +246,7 @@ def test_a_tokenizer_without_a_mask_token(checkpoint: Checkpoint, tmp_path: Path
 class Letters:
     """Stands in for a tokenizer that never changes: a token is a byte."""
 
+    pad = 0
     inner = SimpleNamespace(mask_token="#", mask_token_id=ord("#"))
 
     def __call__(self, texts: Sequence[tuple[str, ...]], length: int) -> dict[str, Tensor]:
@@ -249,12 +260,12 @@ def test_inputs_are_the_same_for_ever() -> None:
     letters: Any = Letters()
     digest = hashlib.sha256()
     for length in (8, 128):
-        for rows in protocol.inputs(letters, 30522, length, "fill-mask", True):
+        for rows in protocol.inputs(letters, 30522, length, "fill-mask", IDS):
             for name, tensor in rows.tensors.items():
                 digest.update(f"{rows.kind} {rows.names} {name}".encode() + tensor.numpy().tobytes())
     assert (keys.PROTOCOL, digest.hexdigest()) == (
-        "hft2ane-psnr-1",
-        "9c3a83698e1428b3b9358d564a245b4d4567478de74470b6d067ba5131f50736",
+        "hft2ane-psnr-2",
+        "beb8c43e408b7d55b519c3da4bf7c04c9c1f55554788915ec60544bef1ec8ea5",
     )
 
 
@@ -267,7 +278,7 @@ def test_texts() -> None:
 
 def test_choices(tokenizer: Tokenizer) -> None:
     """Rows become candidates in their order; no question has the same candidate twice, since no answer is best then."""
-    kinds = list(protocol.inputs(tokenizer, len(WORDS), 16, "multiple-choice", True))
+    kinds = list(protocol.inputs(tokenizer, len(WORDS), 16, "multiple-choice", IDS))
     grouped = {rows.kind: rows for rows in verify.choices(kinds, 4)}
     assert "one token" not in grouped
     for rows in kinds:

@@ -6,10 +6,13 @@ Transformers on the Apple Neural Engine", 2022). The same modules are the fp32 r
 """
 
 from hft2ane.ane.attention import Attention, additive_mask
+from hft2ane.ane.block import Block
 from hft2ane.ane.layers import (
     ACTIVATIONS,
     EPS_LEAST,
+    Activation,
     ChannelNorm,
+    Decoder,
     Embedding,
     Linear,
     channel_norm,
@@ -23,8 +26,11 @@ __all__ = [
     "ACTIVATIONS",
     "EPS_LEAST",
     "POOLING",
+    "Activation",
     "Attention",
+    "Block",
     "ChannelNorm",
+    "Decoder",
     "Embedding",
     "Linear",
     "Normalize",

@@ -1,5 +1,7 @@
 """Multi-head attention on (batch, channels, 1, tokens), one head at a time."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +9,12 @@ from hft2ane.ane.layers import Linear
 
 # Large enough that exp() of it is zero in fp16, small enough that adding scores to it stays finite.
 MASKED = -1e4
+# From this size on the scores of one head come out wrong on the engine (eeANE: 1023 tokens are right, 1024 are not).
+SCORES = 1 << 20
+# Queries that are taken at once where there are more of them, as in ml-stable-diffusion.
+QUERIES = 512
+
+Masks = Tensor | Sequence[Tensor]
 
 
 def additive_mask(attention_mask: Tensor) -> Tensor:
@@ -16,7 +24,7 @@ def additive_mask(attention_mask: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self-attention with its output projection. Scores are (B, keys, 1, queries): softmax runs over channels."""
+    """Attention with its output projection. Scores are (B, keys, 1, queries): softmax runs over channels."""
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
@@ -26,16 +34,30 @@ class Attention(nn.Module):
         self.v = Linear(channels, channels)
         self.out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Masks) -> Tensor:
+        """`mask`: what is added to the scores, of 1 or all queries; a list has one for each head."""
         q = torch.split(self.q(x) * self.size**-0.5, self.size, 1)
         k = torch.split(torch.transpose(self.k(x), 1, 3), self.size, 3)
         v = torch.split(self.v(x), self.size, 1)
-        heads = [self.head(*qkv, mask) for qkv in zip(q, k, v, strict=True)]
+        masks = mask if isinstance(mask, list | tuple) else [mask] * len(q)
+        heads = [attend(*qkvm) for qkvm in zip(q, k, v, masks, strict=True)]
         x = self.out(torch.cat(heads, 1))
         return x
 
-    @staticmethod
-    def head(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-        """q and v (B, size, 1, S), k (B, S, 1, size)."""
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
+    """One head: q (B, size, 1, queries), k (B, keys, 1, size), v (B, size, 1, keys) -> (B, size, 1, queries)."""
+    step = chunk(k.shape[1], q.shape[3])
+    if step == q.shape[3]:
         scores = torch.einsum("bkhc,bchq->bkhq", k, q) + mask
         return torch.einsum("bchk,bkhq->bchq", v, torch.softmax(scores, 1))
+    queries = torch.split(q, step, 3)
+    masks = torch.split(mask, step, 3) if mask.shape[3] > 1 else [mask] * len(queries)
+    return torch.cat([attend(part, k, v, its) for part, its in zip(queries, masks, strict=True)], 3)
+
+
+def chunk(keys: int, queries: int) -> int:
+    """How many queries are taken at once."""
+    if queries <= QUERIES and keys * queries < SCORES:
+        return queries
+    return max(32, min(QUERIES, (SCORES - 1) // keys // 32 * 32))

@@ -1,5 +1,6 @@
 """Linear layers as 1×1 convolutions, embedding tables, the norm over channels, and activations."""
 
+import math
 from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -14,12 +15,14 @@ EPS_LEAST = 2.0**-23
 
 Activation = Callable[[Tensor], Tensor]
 
-# By the names of transformers' ACT2FN.
+# By the names of transformers' ACT2FN; some are the same function in another order of sums.
 ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
     {
-        "gelu": F.gelu,
-        "gelu_new": partial(F.gelu, approximate="tanh"),
-        "gelu_pytorch_tanh": partial(F.gelu, approximate="tanh"),
+        **dict.fromkeys(("gelu", "gelu_python"), F.gelu),
+        **dict.fromkeys(
+            ("gelu_new", "gelu_pytorch_tanh", "gelu_accurate", "gelu_python_tanh"),
+            partial(F.gelu, approximate="tanh"),
+        ),
         "relu": F.relu,
         "silu": F.silu,
         "swish": F.silu,
@@ -42,6 +45,23 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.conv2d(x, self.weight, self.bias)
+
+
+class Decoder(Linear):
+    """A linear over a vocabulary, as tokens: (B, n_in, 1, S) -> (B, S, n_out).
+
+    In equal parts where there are more entries than the engine's channel axis takes."""
+
+    MOST = 65536
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = len(self.weight)
+        if rows <= self.MOST:
+            return to_tokens(super().forward(x))
+        size = 64 * math.ceil(rows / math.ceil(rows / self.MOST) / 64)
+        weights = torch.split(self.weight, size)
+        biases = [None] * len(weights) if self.bias is None else torch.split(self.bias, size)
+        return torch.cat([to_tokens(F.conv2d(x, w, b)) for w, b in zip(weights, biases, strict=True)], 2)
 
 
 class Embedding(nn.Module):

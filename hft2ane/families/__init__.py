@@ -1,9 +1,9 @@
 """One file a family, found by its name: `bert.py` serves model_type `bert`, `xlm_roberta.py` serves `xlm-roberta`.
 
 A family file has
-  TASKS    task -> module class; a class has ORIGINAL (the transformers class whose outputs it gives), WEIGHTS (module
-           path -> checkpoint path, see `ane.fill`), UNWANTED (expressions of tensors it does not use), OUTPUTS, and
-           CONFIG for what is so in this task only
+  TASKS    task -> module class, mostly a head of `_heads` on the family's encoder; it has ORIGINAL (the transformers
+           class whose outputs it gives), WEIGHTS (module path -> checkpoint path, see `ane.fill`), UNWANTED
+           (expressions of tensors it does not use), OUTPUTS, and CONFIG for what is so in this task only
   CONFIG   config key -> the values it reproduces; any other value is refused
   HEADS    expressions of tensors that a checkpoint may hold for tasks other than the wanted one
 """
@@ -38,6 +38,8 @@ class Between:
         return f"{self.least} to {self.most}"
 
 
+FEATURES = "feature-extraction"  # the task of an encoder without a head; every family has it
+
 SIZE = Between(1, 1 << 22)
 LAYERS = Between(1, 256)
 EPSILON = Between(1e-15, 0.1)
@@ -49,9 +51,15 @@ class TaskModule(Protocol):
     ORIGINAL: ClassVar[str]
     WEIGHTS: ClassVar[Mapping[str, str]]
     UNWANTED: ClassVar[tuple[str, ...]]
+    OPTIONAL: ClassVar[tuple[str, ...]]
     CONFIG: ClassVar[Mapping[str, Container[Any]]]
-    OUTPUTS: ClassVar[tuple[str, ...]]
+    OUTPUTS: tuple[str, ...]
     inputs: tuple[str, ...]
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None: ...
+
+    @staticmethod
+    def limit(config: Any) -> int: ...
 
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
 
@@ -59,7 +67,7 @@ class TaskModule(Protocol):
 @dataclass(frozen=True)
 class Family:
     model_type: str
-    tasks: Mapping[str, Any]
+    tasks: Mapping[str, type[TaskModule]]
     config: Mapping[str, Container[Any]]
     heads: Collection[str]
 
@@ -85,30 +93,39 @@ class Family:
         """Whether a tensor of this name (without the base model's prefix) serves other tasks only."""
         return any(re.fullmatch(head, tensor) for head in self.heads)
 
-    def task(self, wanted: str | None, architectures: list[str] | None, where: str) -> str:
-        """The task: the one wanted, else what the checkpoint's `architectures` names."""
+    def task(self, wanted: str | None, architectures: list[str] | None, stored: Collection[str], where: str) -> str:
+        """The task: the one wanted, else what the checkpoint's `architectures` names and its tensors (`stored`: their
+        names) bear out. A head that none of them is for is not there: what is left are features."""
         known = ", ".join(self.tasks)
         if wanted is not None:
             if wanted not in self.tasks:
                 raise UnknownTask(f"{where}: the {self.model_type} family has no task {wanted!r}; it has {known}")
             return wanted
-        for architecture in architectures or []:
-            for task, module in self.tasks.items():
-                if architecture == module.ORIGINAL:
-                    return task
+        there = {task: self.has_head(task, stored) for task in self.tasks}
+        for task, module in self.tasks.items():
+            if module.ORIGINAL in (architectures or ()):
+                return task if there[task] else FEATURES
+        found = [task for task in self.tasks if there[task] and task != FEATURES]
+        if not architectures and len(found) < 2:
+            return found[0] if found else FEATURES
         raise UnknownTask(
             f"{where}: config.json names {architectures or 'no architecture'}, which is no task of the "
-            f"{self.model_type} family; say `task:` in the manifest, one of {known}"
+            f"{self.model_type} family; say `task:` in the manifest, one of {', '.join(found) or known}"
         )
+
+    def has_head(self, task: str, stored: Collection[str]) -> bool:
+        """Whether there is a tensor for what the task has besides the encoder."""
+        head = set(self.tasks[task].WEIGHTS.values()) - set(self.tasks[FEATURES].WEIGHTS.values())
+        return not head or any(name.startswith(f"{row}.") for row in head for name in stored)
 
 
 def family(model_type: str) -> Family:
     """UnknownFamily when there is no file for it; an error inside the file is left as it is."""
+    file = f"{model_type.replace('-', '_')}.py"
     if model_type not in FAMILIES:
         raise UnknownFamily(
             f"no family for model_type {model_type!r}; there are: {', '.join(FAMILIES)}. "
-            f"To add it: hft2ane/families/{model_type.replace('-', '_')}.py and a row in tests/test_families.py "
-            "(CONTRIBUTING.md, Add a family)"
+            f"To add it: hft2ane/families/{file} and a row in tests/families/{file} (CONTRIBUTING.md, Add a family)"
         )
-    module = importlib.import_module(f"{__name__}.{model_type.replace('-', '_')}")
+    module = importlib.import_module(f"{__name__}.{file.removesuffix('.py')}")
     return Family(model_type, module.TASKS, module.CONFIG, module.HEADS)

@@ -1,0 +1,26 @@
+"""One layer of a Transformer of BERT's kind: attention, feed-forward, and a norm after each."""
+
+from torch import Tensor, nn
+
+from hft2ane.ane.layers import ACTIVATIONS, ChannelNorm, Linear
+
+
+class Block(nn.Module):
+    """Post-norm: (B, C, 1, S) -> (B, C, 1, S). `attend` takes what `forward` is called with, and gives (B, C, 1, S).
+
+    `act`: a name of ACTIVATIONS; `inner`: channels of the feed-forward."""
+
+    def __init__(self, attend: nn.Module, channels: int, inner: int, act: str, eps: float) -> None:
+        super().__init__()
+        self.attend = attend
+        self.norm1 = ChannelNorm(channels, eps)
+        self.up = Linear(channels, inner)
+        self.act = ACTIVATIONS[act]
+        self.down = Linear(inner, channels)
+        self.norm2 = ChannelNorm(channels, eps)
+
+    def forward(self, x: Tensor, *around: Tensor) -> Tensor:
+        """`around`: what attention looks at besides x, the mask first."""
+        x = self.norm1(x, self.attend(x, *around))
+        x = self.norm2(x, self.down(self.act(self.up(x))))
+        return x

@@ -1,0 +1,186 @@
+"""The heads that transformers puts on its encoders, as classes to mix in before a family's own encoder:
+
+    class TokenClassifier(_heads.TokenClassifier, Encoder):
+        ORIGINAL = "BertForTokenClassification"
+        WEIGHTS = {**ENCODER, "classify": "classifier"}
+
+Each names the submodules that it adds, which the family's weight table fills. Where families differ, a class attribute
+says how.
+"""
+
+from collections.abc import Callable, Collection, Container, Mapping
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hft2ane.ane import ACTIVATIONS, Activation, ChannelNorm, Decoder, Linear, to_tokens
+from hft2ane.families import SIZE
+
+PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
+
+
+class Encoder(nn.Module):
+    """What a family's encoder is made from. `absent`: parts that the checkpoint has no weights for.
+
+    A family's own class makes the network, sets `inputs`, and has `encode`: tensors in the order of `inputs`, (B, S)
+    each, -> the last hidden state, (B, C, 1, S)."""
+
+    ORIGINAL: ClassVar[str]
+    WEIGHTS: ClassVar[Mapping[str, str]]
+    UNWANTED: ClassVar[tuple[str, ...]] = ()
+    OPTIONAL: ClassVar[tuple[str, ...]] = ()
+    CONFIG: ClassVar[Mapping[str, Container[Any]]] = {}
+    OUTPUTS: tuple[str, ...]
+    inputs: tuple[str, ...]
+    encode: Callable[..., Tensor]
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__()
+
+    @staticmethod
+    def limit(config: Any) -> int:
+        """The most tokens that the network takes."""
+        return int(config.max_position_embeddings)
+
+
+class FeatureExtractor(Encoder):
+    OUTPUTS = ("last_hidden_state",)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (to_tokens(self.encode(*inputs)),)
+
+
+class Pooled(Encoder):
+    """With a dense layer, `pooler`, and an activation on the first token."""
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.pooler = None if "pooler" in absent else Linear(config.hidden_size, config.hidden_size)
+        self.pool_act = self.pool_activation(config)
+
+    @staticmethod
+    def pool_activation(config: Any) -> Activation:
+        return torch.tanh
+
+    def pool(self, x: Tensor) -> Tensor:
+        """(B, C, 1, S) -> (B, C, 1, 1)."""
+        assert self.pooler is not None
+        return self.pool_act(self.pooler(x[:, :, :, :1]))
+
+
+class PooledFeatureExtractor(Pooled):
+    """`pooler_output` too, for checkpoints that have weights for it."""
+
+    OPTIONAL = ("pooler",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.OUTPUTS = ("last_hidden_state", *(("pooler_output",) if self.pooler else ()))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        x = self.encode(*inputs)
+        hidden = to_tokens(x)
+        return (hidden, torch.flatten(self.pool(x), 1)) if self.pooler else (hidden,)
+
+
+class SequenceClassifier(Pooled):
+    """Single label, multi label and regression differ in their loss only: all give `logits` (B, num_labels)."""
+
+    CONFIG = {"num_labels": SIZE, "problem_type": PROBLEMS}
+    OUTPUTS = ("logits",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.classify = Linear(config.hidden_size, self.labels(config))
+
+    @staticmethod
+    def labels(config: Any) -> int:
+        return int(config.num_labels)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (torch.flatten(self.classify(self.pool(self.encode(*inputs))), 1),)
+
+
+class NextSentencePredictor(SequenceClassifier):
+    CONFIG = {}
+
+    @staticmethod
+    def labels(config: Any) -> int:
+        return 2
+
+
+class MultipleChoice(SequenceClassifier):
+    """Inputs are (B, choices, S), one row a question with a choice; `logits` (B, choices)."""
+
+    CONFIG = {}
+
+    @staticmethod
+    def labels(config: Any) -> int:
+        return 1
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        batch, choices, tokens = inputs[0].shape
+        rows = [torch.reshape(x, (batch * choices, tokens)) for x in inputs]
+        return (torch.reshape(self.classify(self.pool(self.encode(*rows))), (batch, choices)),)
+
+
+class MaskedLM(Encoder):
+    """`transform`, an activation, `transform_norm`, and `decoder` over the vocabulary: `logits` (B, S, vocab_size)."""
+
+    OUTPUTS = ("logits",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        width = self.width(config)
+        self.transform = Linear(config.hidden_size, width)
+        self.act = self.activation(config)
+        self.transform_norm = ChannelNorm(width, self.eps(config))
+        self.decoder = Decoder(width, config.vocab_size)
+
+    @staticmethod
+    def width(config: Any) -> int:
+        """Channels of what is decoded: those of the word embeddings."""
+        return int(config.hidden_size)
+
+    @staticmethod
+    def activation(config: Any) -> Activation:
+        return ACTIVATIONS[config.hidden_act]
+
+    @staticmethod
+    def eps(config: Any) -> float:
+        return float(config.layer_norm_eps)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        x = self.transform_norm(self.act(self.transform(self.encode(*inputs))))
+        return (self.decoder(x),)
+
+
+class GeluMaskedLM(MaskedLM):
+    """With gelu whatever the config's activation, as RoBERTa's and ELECTRA's."""
+
+    @staticmethod
+    def activation(config: Any) -> Activation:
+        return F.gelu
+
+
+class TokenClassifier(Encoder):
+    CONFIG = {"num_labels": SIZE}
+    OUTPUTS: tuple[str, ...] = ("logits",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.classify = Linear(config.hidden_size, config.num_labels)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (to_tokens(self.classify(self.encode(*inputs))),)
+
+
+class QuestionAnswerer(TokenClassifier):
+    CONFIG = {"num_labels": (2,)}
+    OUTPUTS = ("start_logits", "end_logits")
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        start, end = torch.split(self.classify(self.encode(*inputs)), 1, 1)
+        return torch.flatten(start, 1), torch.flatten(end, 1)
