@@ -20,6 +20,7 @@ from hft2ane.records import Gates, Job, Progress, Recipe, Variant
 EXAMPLES = """\
 examples:
   hft2ane plan                                               what tonight would do, and why
+  hft2ane families                                           what can be converted
   hft2ane convert sentence-transformers/all-MiniLM-L6-v2 --out minilm
   hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
   hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
@@ -62,7 +63,21 @@ def reader_gone() -> int:
 def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
     """BadInput when the command needs a half of hft2ane that is not installed."""
     extras = {
-        "convert": {convert, ranges, export, verify, card, build, inspect, lint, evaluate, compare, run, demo},
+        "convert": {
+            convert,
+            families,
+            ranges,
+            export,
+            verify,
+            card,
+            build,
+            inspect,
+            lint,
+            evaluate,
+            compare,
+            run,
+            demo,
+        },
         "flows": {run, demo},
     }
     library = {"convert": "coremltools", "flows": "prefect"}
@@ -122,6 +137,9 @@ def parser() -> argparse.ArgumentParser:
         "--variants", type=variants, default=("float16",), help=f"of {', '.join(records.VARIANTS)} (default: float16)"
     )
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
+
+    sub = add("families", families, "Which architectures (model_type) can be converted, for which tasks.")
+    sub.add_argument("--markdown", action="store_true", help="as the table of the README")
 
     for name, command, about in (
         ("fetch", fetch, "Step 1 on a job folder: take the pinned files."),
@@ -285,6 +303,17 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     repo = f"your-organization/{upstream.id.rpartition('/')[2]}-ane"
     begin(out, replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)))
     source.fetch(out, hub, progress)
+
+
+def families(options: argparse.Namespace) -> int:
+    from hft2ane.families import catalogue
+    from hft2ane.terminal import markdown_families, show_families
+
+    if options.markdown:
+        print(markdown_families(catalogue()))
+    else:
+        show_families(catalogue())
+    return 0
 
 
 def fetch(options: argparse.Namespace) -> int:

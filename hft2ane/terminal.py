@@ -16,7 +16,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from hft2ane import records
-from hft2ane.records import Audit, Exported, Finding, Job, Lint, Report, Run
+from hft2ane.records import Audit, Exported, Finding, Job, Lint, Report, Run, Task
 
 if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
@@ -187,6 +187,29 @@ def show_ranges(audit: Audit) -> None:
         )
     for text in audit.failures:
         screen().print(f"[red]{escape(text)}[/]")
+
+
+def show_families(catalogue: Mapping[str, Sequence[Task]]) -> None:
+    """One row a task, one column a family."""
+    made = table(None, "task", *catalogue)
+    for task, marks in by_task(catalogue):
+        made.add_row(task, *marks)
+    screen().print(made)
+
+
+def markdown_families(catalogue: Mapping[str, Sequence[Task]]) -> str:
+    """The same as the table of the README."""
+    lines = ["| | " + " | ".join(f"`{name}`" for name in catalogue) + " |", "|:--|" + ":-:|" * len(catalogue)]
+    lines += [f"| {task} | " + " | ".join(marks) + " |" for task, marks in by_task(catalogue)]
+    return "\n".join(lines)
+
+
+def by_task(catalogue: Mapping[str, Sequence[Task]]) -> Iterator[tuple[str, list[str]]]:
+    """Each task that a family has, and a mark for each family that has it."""
+    for task in records.TASKS:
+        marks = ["✓" if task in tasks else "" for tasks in catalogue.values()]
+        if any(marks):
+            yield task, marks
 
 
 def show_release(folder: Path, release: Path) -> None:

@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from hft2ane.errors import UnknownFamily, UnknownTask, UnsupportedConfig
+from hft2ane.records import TASKS, Task
 
 FAMILIES = tuple(
     sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
@@ -117,6 +118,17 @@ class Family:
         """Whether there is a tensor for what the task has besides the encoder."""
         head = set(self.tasks[task].WEIGHTS.values()) - set(self.tasks[FEATURES].WEIGHTS.values())
         return not head or any(name.startswith(f"{row}.") for row in head for name in stored)
+
+
+def catalogue() -> dict[str, tuple[Task, ...]]:
+    """The tasks of each family, in the order of `records.TASKS`. What gives features also gives sentence embeddings."""
+    found = {}
+    for name in FAMILIES:
+        tasks = set(family(name).tasks)
+        found[name] = tuple(
+            task for task in TASKS if task in tasks or (task == "sentence-embedding" and FEATURES in tasks)
+        )
+    return found
 
 
 def family(model_type: str) -> Family:
