@@ -11,7 +11,7 @@ from pathlib import Path
 from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
 
-MANIFEST = Path("manifests/demo.yaml")
+MANIFEST = Path("manifests/demo/demo.yaml")
 MARK = ".hft2ane-demo"  # says that a folder is a demo's, to be made anew
 
 

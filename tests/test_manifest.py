@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from hft2ane import manifest
 from hft2ane.errors import BadInput, ManifestError
+from hft2ane.licenses import REDISTRIBUTABLE
 from hft2ane.manifest import read_manifests
 from hft2ane.records import Gates, Recipe, Task, Wanted
 
@@ -123,12 +124,14 @@ def test_folders_and_files_each_once(tmp_path: Path) -> None:
 
 
 def test_the_demo_manifest() -> None:
-    first, second = read_manifests([ROOT / "manifests" / "demo.yaml"])
+    first, second = read_manifests([ROOT / "manifests/demo/demo.yaml"])
     assert (first.id, first.repo) == ("sentence-transformers/all-MiniLM-L6-v2", "ane-demo/all-MiniLM-L6-v2-ane")
     assert (second.repo, second.recipe.task, second.license) == ("ane-demo/splade-tiny-ane", "fill-mask", "apache-2.0")
     assert first.recipe == Recipe(lengths=(128,))
-    opening = (ROOT / "manifests" / "demo.yaml").read_text().splitlines()[0]
-    assert (ROOT / "manifests" / opening.partition("$schema=")[2]).resolve() == ROOT / "hft2ane/manifest.schema.json"
+    opening = (ROOT / "manifests/demo/demo.yaml").read_text().splitlines()[0]
+    assert (
+        ROOT / "manifests/demo" / opening.partition("$schema=")[2]
+    ).resolve() == ROOT / "hft2ane/manifest.schema.json"
 
 
 LONG = "x" * 97
@@ -371,11 +374,11 @@ BEYOND_SCHEMA = (
 
 
 def test_editors_see_what_the_reader_sees(tmp_path: Path) -> None:
-    """The JSON Schema takes the demo, and refuses every entry above whose mistake a schema can express."""
+    """The JSON Schema takes all of ours, and refuses every entry above whose mistake a schema can express."""
     jsonschema: Any = importlib.import_module("jsonschema")
     check = jsonschema.Draft202012Validator(manifest.schema())
     check.check_schema(manifest.schema())
-    assert check.is_valid(yaml.safe_load((ROOT / "manifests" / "demo.yaml").read_text()))
+    assert all(check.is_valid(yaml.safe_load(path.read_text())) for path in (ROOT / "manifests").rglob("*.yaml"))
     refused = 0
     for entries, _, words in ENTRIES:
         try:
@@ -465,3 +468,22 @@ def test_good_manifests_are_read(scratch: Path, ids: list[str], lengths: list[in
     assert [one.id for one in found] == ids
     assert [one.repo for one in found] == [f"org-x/{id.split('/')[1]}-ane" for id in ids]
     assert all(one.recipe.lengths == tuple(sorted(lengths)) for one in found)
+
+
+def test_our_own_manifests() -> None:
+    """Together, as the night reads them; each says the licence that it expects, one that lets us pass on a copy."""
+    found = read_manifests([ROOT / "manifests"])
+    assert len(found) > 80
+    assert {each.where.partition(":")[0].rpartition("/")[2] for each in found} == {
+        f"{name}.yaml"
+        for name in (
+            "classifiers",
+            "masked-lm",
+            "question-answering",
+            "rerankers",
+            "text-embeddings",
+            "token-classification",
+        )
+    }
+    for each in found:
+        assert each.license in REDISTRIBUTABLE, each.where
