@@ -1,7 +1,7 @@
 """What is tried of each family: one file a family, of its name, with a ROW."""
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,10 @@ class Row:
     labels: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)  # more of them, by task
     shaping: frozenset[str] = frozenset()  # keys that any value is reproduced of, or that another part answers for
     irrelevant: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> a value that changes nothing, why
+    drawn: Config = field(default_factory=dict)  # key -> a strategy, where CONFIG does not say which small values fit
+    settle: Callable[[dict[str, Any]], None] = lambda config: (
+        None
+    )  # makes values that are drawn one by one fit together
 
 
 TINY = {
