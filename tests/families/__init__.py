@@ -20,6 +20,7 @@ class Row:
     labels: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)  # more of them, by task
     shaping: frozenset[str] = frozenset()  # keys that any value is reproduced of, or that another part answers for
     irrelevant: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> a value that changes nothing, why
+    refused_for: tuple[tuple[str, str, Any], ...] = ()  # task, key, and a value that this task does not take
 
 
 TINY = {
