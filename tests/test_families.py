@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hft2ane.ane import ACTIVATIONS, ChannelNorm, Linear, attention, block, fill
-from hft2ane.errors import Hft2aneError, MissingWeights, UnsupportedConfig, UnsupportedModel
+from hft2ane.errors import Hft2aneError, MissingWeights, UnknownTask, UnsupportedConfig, UnsupportedModel
 from hft2ane.families import FAMILIES, bert, family
 from hft2ane.psnr import psnr
 from hft2ane.reference import Original, load
@@ -155,6 +156,37 @@ def test_rewrite_equals_transformers(tmp_path: Path, name: str, task: str, confi
     assert fidelity(asked, expected, [run(original, inputs) for inputs in asked]) >= SINGLE
     assert fidelity(asked, expected, [answer(original, inputs) for inputs in asked]) >= SINGLE
     assert exact(model, original, asked) >= EXACT
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_without_an_architecture_a_task_is_found_or_asked_for(tmp_path: Path, name: str, task: str) -> None:
+    """By the heads' tensors, of which several tasks may have the same."""
+    loud(name, task, {}).save_pretrained(tmp_path)
+    edit(tmp_path, architectures=None)
+    tasks = family(name).tasks
+    head = set(tasks[task].WEIGHTS.values()) - set(tasks["feature-extraction"].WEIGHTS.values())
+    if any(head & set(other.WEIGHTS.values()) for key, other in tasks.items() if key != task):
+        with pytest.raises(UnknownTask, match=f"say `task:` in the manifest, one of .*{task}"):
+            load(tmp_path, None)
+        assert load(tmp_path, task).task == task
+    else:
+        assert load(tmp_path, None).task == task
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_an_encoder_is_taken_out_of_every_model_with_a_head(tmp_path: Path, name: str, task: str) -> None:
+    """From a file that also has the buffer of positions which transformers wrote until version 4.31."""
+    model = loud(name, task, {})
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    prefix = "" if task == "feature-extraction" else f"{model.base_model_prefix}."
+    positions = {f"{prefix}embeddings.position_ids": torch.arange(16)[None]}
+    save_file(tensors | positions, weights, {"format": "pt"})
+    inputs = tokens(model, (LENGTH, 7), LENGTH)
+    got = run(load(tmp_path, "feature-extraction"), inputs)["last_hidden_state"]
+    expected = ask(model.base_model, inputs)["last_hidden_state"]
+    assert fidelity([inputs], [{"hidden": expected}], [{"hidden": got}]) >= SINGLE
 
 
 # Each breaks something of what the rewrite of a BERT for masked words is made of.
@@ -398,6 +430,16 @@ def test_fill_takes_every_tensor_as_it_is() -> None:
     fill(module, TABLE, THEIRS | {"theirs.note": torch.ones(1)}, (r"theirs\.note",))
     assert [tuple(p.shape) for p in module.parameters()] == [(3, 2, 1, 1), (3,), (2, 3, 1, 1), (2,)]
     assert list(module.parameters())[1].data_ptr() == THEIRS["theirs.0.dense.bias"].data_ptr()
+
+
+def test_fill_asks_nothing_of_a_part_that_is_left_out() -> None:
+    module: Any = Halves()
+    module.more = None
+    fill(module, TABLE | {"more": "theirs.more"}, THEIRS)
+    with pytest.raises(UnsupportedModel, match=r"1 tensors .* theirs\.more\.bias"):
+        fill(module, TABLE | {"more": "theirs.more"}, THEIRS | {"theirs.more.bias": torch.ones(2)})
+    with pytest.raises(UnsupportedModel, match="fill nothing: theirs.less"):
+        fill(module, TABLE | {"less": "theirs.less"}, THEIRS)
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ class Family:
     def has_head(self, task: str, stored: Collection[str]) -> bool:
         """Whether there is a tensor for what the task has besides the encoder."""
         head = set(self.tasks[task].WEIGHTS.values()) - set(self.tasks[FEATURES].WEIGHTS.values())
-        return not head or any(name.startswith(f"{row}.") for row in head for name in stored)
+        return not head or any(name.rpartition(".")[0] in head for name in stored)
 
 
 def catalogue() -> dict[str, tuple[Task, ...]]:
