@@ -186,3 +186,18 @@ class QuestionAnswerer(TokenClassifier):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         start, end = torch.split(self.classify(self.encode(*inputs)), 1, 1)
         return torch.flatten(start, 1), torch.flatten(end, 1)
+
+
+class ReplacedTokenDetector(Encoder):
+    """`transform`, an activation, and a score a token, above 0 for one that was replaced: `logits` (B, S)."""
+
+    OUTPUTS = ("logits",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.transform = Linear(config.hidden_size, config.hidden_size)
+        self.act = self.activation(config)
+        self.classify = Linear(config.hidden_size, 1)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (torch.flatten(self.classify(self.act(self.transform(self.encode(*inputs)))), 1),)
