@@ -40,6 +40,7 @@ ENCODER = {
     "blocks.{i}.down": "transformer.layer.{i}.ffn.lin2",
     "blocks.{i}.norm2": "transformer.layer.{i}.output_layer_norm",
 }
+VOCABULARY = {"transform": "vocab_transform", "transform_norm": "vocab_layer_norm", "decoder": "vocab_projector"}
 POOLED = {**ENCODER, "pooler": "pre_classifier", "classify": "classifier"}
 
 
@@ -57,8 +58,7 @@ class Encoder(_heads.Encoder):
         )
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        embedded = self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]
-        x: Tensor = self.norm(to_channels(embedded))
+        x: Tensor = self.norm(to_channels(self.words(input_ids) + self.positions.weight[: input_ids.shape[1]]))
         mask = additive_mask(attention_mask)
         for block in self.blocks:
             x = block(x, mask)
@@ -84,12 +84,7 @@ class FeatureExtractor(_heads.FeatureExtractor, Encoder):
 
 class MaskedLM(_heads.MaskedLM, Encoder):
     ORIGINAL = "DistilBertForMaskedLM"
-    WEIGHTS = {
-        **ENCODER,
-        "transform": "vocab_transform",
-        "transform_norm": "vocab_layer_norm",
-        "decoder": "vocab_projector",
-    }
+    WEIGHTS = {**ENCODER, **VOCABULARY}
 
 
 class SequenceClassifier(_heads.SequenceClassifier, Encoder):
