@@ -83,6 +83,10 @@ TASKS: Mapping[Task, TaskCard] = {
         "Two texts in, two scores out: the second follows the first, or it does not.", ("text-classification",)
     ),
     "multiple-choice": TaskCard("A question with {n} choices in, a score for each choice out.", ("multiple-choice",)),
+    "replaced-token-detection": TaskCard(
+        "Text in, a score for every token out: above 0 where another word seems to have been put in its place.",
+        ("token-classification",),
+    ),
 }
 PAIRS = ("question-answering", "next-sentence-prediction")
 # The tag of each variant, and how its table calls it.
@@ -411,7 +415,7 @@ def body(
         function=function,
         several=len(package.functions) > 1,
         lengths=[function.length for function in package.functions],
-        contract=contract(package.functions, pad),
+        contract=contract(package.functions, pad, task),
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),
         pair=pair,
@@ -463,20 +467,19 @@ class Port:
     padding: str
 
 
-def contract(functions: Sequence[Function], pad: int) -> list[Port]:
+def contract(functions: Sequence[Function], pad: int, task: Task) -> list[Port]:
     """What goes in and out, the same for all functions but for the length, which is L where they differ."""
     padding = {"input_ids": str(pad), "attention_mask": "0", "token_type_ids": "0"}
     inputs = zip(*(function.inputs for function in functions), strict=True)
     outputs = zip(*(function.outputs for function in functions), strict=True)
+
+    def ignored(output: Tensor) -> bool:
+        return records.per_token(output.name, len(output.shape), task)
+
     return [
         *(port("in", same, padding.get(same[0].name, "any")) for same in inputs),
-        *(port("out", same, "ignore" if per_token(same[0]) else "–") for same in outputs),
+        *(port("out", same, "ignore" if ignored(same[0]) else "–") for same in outputs),
     ]
-
-
-def per_token(output: Tensor) -> bool:
-    """By rank and name: a size tells nothing, for a vector may be as long as the text."""
-    return len(output.shape) == 3 or output.name in ("start_logits", "end_logits")
 
 
 def port(way: Literal["in", "out"], same: Sequence[Tensor], padding: str) -> Port:

@@ -33,6 +33,7 @@ Task = Literal[
     "question-answering",
     "next-sentence-prediction",
     "multiple-choice",
+    "replaced-token-detection",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 Variant = Literal["float16", "int8", "palettized-8", "palettized-6", "palettized-4"]
@@ -40,6 +41,16 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Action = Literal["create", "convert", "card", "skip", "blocked"]
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
+
+
+# Outputs with an entry, or a row, for each token; `logits` are such by their axes, or by the task.
+PER_TOKEN = ("last_hidden_state", "token_embeddings", "start_logits", "end_logits")
+
+
+def per_token(output: str, axes: int, task: Task) -> bool:
+    """Whether an output of so many axes has an entry, or a row, for each token. Its size would not tell: a vector may
+    be as long as the text."""
+    return output in PER_TOKEN or (output == "logits" and (axes == 3 or task == "replaced-token-detection"))
 
 
 # Steps say how far they are: what they do now, and the share done (0 to 1).

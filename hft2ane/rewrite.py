@@ -1,5 +1,6 @@
 """Our module for an original: built on the bricks, filled from the original's tensors, ready to run or to export."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,11 @@ def rewrite(original: Original) -> TaskModule:
     """The family's module for the original's task. Its parameters are views of the original's tensors, not copies."""
     tasks = original.family.tasks
     module: Any
+    table: Mapping[str, str]
     if original.task == SENTENCE:
         assert original.pipeline is not None
         kind = tasks["feature-extraction"]
-        table = {ours: theirs for ours, theirs in kind.WEIGHTS.items() if ours not in original.absent}
-        table = weights(table, original.pipeline)
+        table = weights(kind.WEIGHTS, original.pipeline)
         tensors = dict(original.tensors)
         for dense in original.pipeline.dense:
             tensors |= {f"{dense.folder}.{name}": tensor for name, tensor in dense.tensors.items()}
@@ -26,7 +27,7 @@ def rewrite(original: Original) -> TaskModule:
             module = SentenceEmbedder(kind(original.config, original.absent), original.pipeline)
     else:
         kind = tasks[original.task]
-        table = {ours: theirs for ours, theirs in kind.WEIGHTS.items() if ours not in original.absent}
+        table = kind.WEIGHTS
         tensors = dict(original.tensors)
         with torch.device("meta"):
             module = kind(original.config, original.absent)

@@ -23,16 +23,13 @@ from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import CAP, Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, silent
+from hft2ane.records import CAP, Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, Task, silent
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # int32 rows by input name -> outputs by name
 Runner = Callable[[int], Run]  # by length in tokens
-
-# Outputs with an entry, or a row, for each token; `logits` too where they have three axes.
-PER_TOKEN = ("last_hidden_state", "token_embeddings", "start_logits", "end_logits")
 
 NOT_MEASURED_ON_A_MAC = ("share of operations on the Neural Engine, latency, memory",)
 NOT_MEASURED_ELSEWHERE = (
@@ -49,6 +46,7 @@ class Row:
     name: str
     tensors: Mapping[str, Tensor]
     masked: Array | None
+    task: Task
 
     @property
     def tokens(self) -> Array:
@@ -159,7 +157,7 @@ def rows(tokenizer: Tokenizer, original: Original, lengths: Iterable[int], expor
             for i, name in enumerate(several.names):
                 tensors = {key: tensor[i : i + 1] for key, tensor in several.tensors.items() if key in names}
                 masked = None if several.masked is None else several.masked[i].numpy()
-                yield Row(several.kind, length, name, tensors, masked)
+                yield Row(several.kind, length, name, tensors, masked, exported.task)
 
 
 def choices(kinds: Iterable[Inputs], candidates: int) -> Iterator[Inputs]:
@@ -262,15 +260,17 @@ class Bar:
 
 def counted(row: Row, output: str, value: Array) -> Array:
     """The part of an output (1, …) that is compared: without what stands at padding."""
-    per_token = output in PER_TOKEN or (output == "logits" and value.ndim == 3)
-    counts: Array = value[0, row.tokens] if per_token else value[0]
+    counts: Array = value[0, row.tokens] if records.per_token(output, value.ndim, row.task) else value[0]
     return counts
 
 
 def agreement(row: Row, output: str, answer: Array, value: Array) -> float | None:
-    """Top-1 agreement for logits: over the last axis, at the masked tokens where there are any."""
+    """Top-1 agreement for logits: over the last axis, at the masked tokens where there are any; for replaced tokens, at
+    each token whether it is one."""
     if "logits" not in output or answer.shape[-1] == 1:
         return None
+    if row.task == "replaced-token-detection":
+        return float(np.mean((counted(row, output, answer) > 0) == (counted(row, output, value) > 0)))
     if row.masked is not None and row.masked.any():
         return top1(answer[0, row.masked], value[0, row.masked])
     return top1(counted(row, output, answer), counted(row, output, value))

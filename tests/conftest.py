@@ -50,7 +50,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
             "max_position_embeddings": 64,
         }
         torch.manual_seed(seed)
-        model = getattr(transformers, original)(transformers.BertConfig(**sizes | changes))
+        kind = getattr(transformers, original)
+        model = kind(kind.config_class(**sizes | changes))
         for parameter in model.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
         model.save_pretrained(folder)

@@ -82,6 +82,7 @@ MODELS: Mapping[Task, Any] = {
     "question-answering": ("BertForQuestionAnswering", {"start_logits": ("L",), "end_logits": ("L",)}, (), None),
     "next-sentence-prediction": ("BertForNextSentencePrediction", {"logits": (2,)}, (), None),
     "multiple-choice": ("BertForMultipleChoice", {"logits": (4,)}, (), None),
+    "replaced-token-detection": ("ElectraForPreTraining", {"logits": ("L",)}, (), None),
 }
 
 
@@ -542,6 +543,7 @@ def test_front_matter(folder: Path) -> None:
         ("next-sentence-prediction", None, "text-classification"),
         ("multiple-choice", None, "multiple-choice"),
         ("fill-mask", "fill-mask", "fill-mask"),
+        ("replaced-token-detection", None, "token-classification"),
     ],
 )
 def test_pipeline_tag(tmp_path: Path, task: Task, upstream: str | None, tag: str) -> None:
@@ -636,6 +638,8 @@ def test_padding_matters_where_an_output_is_per_token(tmp_path: Path) -> None:
     assert re.search(r"`pooler_output` \| 1×128 \|.*\| – \|", features)
     answers = text_of(card.write(job_folder(tmp_path / "answers", "question-answering")))
     assert re.search(r"`start_logits` \| 1×128 \|.*\| ignore \|", answers)
+    replaced = text_of(card.write(job_folder(tmp_path / "replaced", "replaced-token-detection")))
+    assert re.search(r"`logits` \| 1×128 \|.*\| ignore \|", replaced)
 
 
 def test_token_types_are_said_when_they_are_an_input(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Conditioning: the same function of smaller numbers, only where it is needed, and what it cannot do."""
 
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,12 +20,14 @@ from hft2ane.condition import EPS_ERROR, check, condition, eps_error
 from hft2ane.demo import MODELS, obtain
 from hft2ane.errors import ExportError, GateFailed
 from hft2ane.export import INPUTS, OUTPUTS, SINGLE, build
+from hft2ane.families import family
 from hft2ane.mil import Program, open_package
 from hft2ane.psnr import psnr
 from hft2ane.records import Audit, dump, parse
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
+from tests.test_families import loud, tokens
 
 LENGTH = 16
 GATE = 50.0  # dB: that of a float16 package
@@ -49,6 +52,7 @@ def louder(exponent: int, *parts: str) -> Alter:
     return lambda name, t: t * 2.0**exponent if any(f"{part}." in name for part in parts) else t
 
 
+POST_NORM = ("bert", "distilbert", "electra")  # families whose sums go into norms
 BRANCHES = ("attention.output.dense", "output.dense")
 
 
@@ -120,6 +124,32 @@ def test_an_overflowing_residual_of_a_tiny_model(checkpoint: Checkpoint, tmp_pat
     assert all(c.headroom_bits_before < 0 < c.exponent and c.eps_error <= EPS_ERROR for c in audit.conditioned)
     assert audit.failures == ()
     assert parse(dump(audit), Audit, "ranges.json") == audit
+
+
+@pytest.mark.parametrize("name", POST_NORM)
+def test_an_overflowing_residual_of_every_family(name: str, tmp_path: Path) -> None:
+    model = loud(name, "feature-extraction", {})
+    table = family(name).tasks["feature-extraction"].WEIGHTS
+    rows = "|".join(
+        re.sub(r"\\{\w\\}", r"\\d+", re.escape(theirs))
+        for ours, theirs in table.items()
+        if ours.endswith((".attend.out", ".down"))
+    )
+    for key, parameter in model.named_parameters():
+        if re.fullmatch(rf"({rows})\.(weight|bias)", key):
+            parameter.data *= 2.0**15
+    model.save_pretrained(tmp_path)
+    original = load(tmp_path, None)
+    module: Any = rewrite(original)
+    asked = tokens(model, (LENGTH, 9), LENGTH)
+    batch = tuple(asked[key].int() for key in module.inputs)
+    audit = condition(module, [batch])
+    assert {c.path for c in audit.conditioned} == {path for path, _ in module.named_modules() if "norm" in path} - {
+        "norm"
+    }
+    assert min(c.headroom_bits_before for c in audit.conditioned) < 0
+    assert audit.failures == ()
+    assert fidelity(original, module, saved(module, tmp_path, "with")[1], batch) >= GATE
 
 
 @pytest.mark.weights

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hft2ane.ane import ACTIVATIONS, ChannelNorm, Linear, attention, block, fill
-from hft2ane.errors import Hft2aneError, MissingWeights, UnsupportedConfig, UnsupportedModel
+from hft2ane.errors import Hft2aneError, MissingWeights, UnknownTask, UnsupportedConfig, UnsupportedModel
 from hft2ane.families import FAMILIES, bert, family
 from hft2ane.psnr import psnr
 from hft2ane.reference import Original, load
@@ -157,6 +158,37 @@ def test_rewrite_equals_transformers(tmp_path: Path, name: str, task: str, confi
     assert exact(model, original, asked) >= EXACT
 
 
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_without_an_architecture_a_task_is_found_or_asked_for(tmp_path: Path, name: str, task: str) -> None:
+    """By the heads' tensors, of which several tasks may have the same."""
+    loud(name, task, {}).save_pretrained(tmp_path)
+    edit(tmp_path, architectures=None)
+    tasks = family(name).tasks
+    head = set(tasks[task].WEIGHTS.values()) - set(tasks["feature-extraction"].WEIGHTS.values())
+    if any(head & set(other.WEIGHTS.values()) for key, other in tasks.items() if key != task):
+        with pytest.raises(UnknownTask, match=f"say `task:` in the manifest, one of .*{task}"):
+            load(tmp_path, None)
+        assert load(tmp_path, task).task == task
+    else:
+        assert load(tmp_path, None).task == task
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_an_encoder_is_taken_out_of_every_model_with_a_head(tmp_path: Path, name: str, task: str) -> None:
+    """From a file that also has the buffer of positions which transformers wrote until version 4.31."""
+    model = loud(name, task, {})
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / "model.safetensors"
+    tensors = load_file(weights)
+    prefix = "" if task == "feature-extraction" else f"{model.base_model_prefix}."
+    positions = {f"{prefix}embeddings.position_ids": torch.arange(16)[None]}
+    save_file(tensors | positions, weights, {"format": "pt"})
+    inputs = tokens(model, (LENGTH, 7), LENGTH)
+    got = run(load(tmp_path, "feature-extraction"), inputs)["last_hidden_state"]
+    expected = ask(model.base_model, inputs)["last_hidden_state"]
+    assert fidelity([inputs], [{"hidden": expected}], [{"hidden": got}]) >= SINGLE
+
+
 # Each breaks something of what the rewrite of a BERT for masked words is made of.
 def swap(one: str, other: str) -> Callable[[pytest.MonkeyPatch], None]:
     def mistake(patch: pytest.MonkeyPatch) -> None:
@@ -240,6 +272,7 @@ def test_every_key_of_the_config_is_accounted_for(name: str, monkeypatch: pytest
     """Those that the config class has, and those that transformers asks it for while it builds and runs the model."""
     defaults = transformers.AutoConfig.for_model(name)
     tiny = transformers.AutoConfig.for_model(name, **ROWS[name].tiny)
+    given = {task: batches(build(name, task, tiny), task) for task in family(name).tasks}
     asked: set[str] = set()
     get: Any = transformers.PreTrainedConfig.__getattribute__
 
@@ -248,13 +281,14 @@ def test_every_key_of_the_config_is_accounted_for(name: str, monkeypatch: pytest
         return get(self, key)
 
     monkeypatch.setattr(transformers.PreTrainedConfig, "__getattribute__", record)
-    for task in family(name).tasks:
+    for task, several in given.items():
         model = build(name, task, tiny)
-        for inputs in batches(model, task):
+        for inputs in several:
             ask(model, inputs)
     monkeypatch.undo()
     keys = {field.name for field in dataclasses.fields(defaults)} | set(defaults.to_dict())
     keys |= {key for key in asked if not key.startswith("_")} - set(dir(transformers.PreTrainedConfig))
+    keys = {defaults.attribute_map.get(key, key) for key in keys}
     row, ours = ROWS[name], family(name)
     known = row.shaping | set(row.irrelevant) | set(ours.config).union(*(task.CONFIG for task in ours.tasks.values()))
     assert keys <= known, f"not accounted for: {sorted(keys - known)}"
@@ -321,22 +355,30 @@ def linked(source: Path, into: Path) -> Path:
     return into
 
 
-@pytest.mark.parametrize(("task", "config"), [("question-answering", {"num_labels": 3}),
-                                              ("text-classification", {"problem_type": "guessing"})])  # fmt: skip
-def test_a_task_refuses_what_it_does_not_reproduce(tmp_path: Path, task: str, config: Config) -> None:
-    model = loud("bert", task, {key: value for key, value in config.items() if key == "num_labels"})
-    model.save_pretrained(tmp_path)
-    ((key, value),) = config.items()
-    if key != "num_labels":
-        edit(tmp_path, **config)
+@pytest.mark.parametrize(
+    ("name", "task", "key", "value"),
+    [
+        (name, *refused)
+        for name, row in ROWS.items()
+        for refused in (
+            ("question-answering", "num_labels", 3),
+            ("text-classification", "problem_type", "guessing"),
+            *row.refused_for,
+        )
+    ],
+)
+def test_a_task_refuses_what_it_does_not_reproduce(tmp_path: Path, name: str, task: str, key: str, value: Any) -> None:
+    loud(name, task, {}).save_pretrained(tmp_path)
+    labels = {"id2label": {str(i): f"label {i}" for i in range(value)}} if key == "num_labels" else {}
+    edit(tmp_path, **(labels or {key: value}))
     with pytest.raises(UnsupportedConfig, match=f"{key} = {value!r}"):
         load(tmp_path, None)
 
 
 def zero_norms(model: Any) -> None:
-    for key, parameter in model.named_parameters():
-        if "LayerNorm.weight" in key:
-            nn.init.zeros_(parameter)
+    for module in model.modules():
+        if isinstance(module, nn.LayerNorm):
+            nn.init.zeros_(module.weight)
 
 
 def equal_channels(model: Any) -> None:
@@ -347,17 +389,18 @@ def equal_channels(model: Any) -> None:
 
 
 @pytest.mark.parametrize("change", [zero_norms, equal_channels])
-def test_degenerate_layer_norms(tmp_path: Path, change: Callable[[Any], None]) -> None:
-    model = loud("bert", "feature-extraction", {})
+@pytest.mark.parametrize("name", ROWS)
+def test_degenerate_layer_norms(tmp_path: Path, name: str, change: Callable[[Any], None]) -> None:
+    model = loud(name, "feature-extraction", {})
     change(model)
     model.save_pretrained(tmp_path)
     inputs = tokens(model, (LENGTH, 7), LENGTH)
     assert exact(model, load(tmp_path, None), [inputs]) >= EXACT
 
 
-@pytest.mark.parametrize("task", family("bert").tasks)
-def test_a_row_of_padding_is_finite_and_disturbs_no_other(tmp_path: Path, task: str) -> None:
-    model = loud("bert", task, {})
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_a_row_of_padding_is_finite_and_disturbs_no_other(tmp_path: Path, name: str, task: str) -> None:
+    model = loud(name, task, {})
     model.save_pretrained(tmp_path)
     inputs = tokens(model, (0, 7), LENGTH, 3 if task == "multiple-choice" else 0)
     got = run(load(tmp_path, None), inputs, torch.float64)
@@ -387,6 +430,16 @@ def test_fill_takes_every_tensor_as_it_is() -> None:
     fill(module, TABLE, THEIRS | {"theirs.note": torch.ones(1)}, (r"theirs\.note",))
     assert [tuple(p.shape) for p in module.parameters()] == [(3, 2, 1, 1), (3,), (2, 3, 1, 1), (2,)]
     assert list(module.parameters())[1].data_ptr() == THEIRS["theirs.0.dense.bias"].data_ptr()
+
+
+def test_fill_asks_nothing_of_a_part_that_is_left_out() -> None:
+    module: Any = Halves()
+    module.more = None
+    fill(module, TABLE | {"more": "theirs.more"}, THEIRS)
+    with pytest.raises(UnsupportedModel, match=r"1 tensors .* theirs\.more\.bias"):
+        fill(module, TABLE | {"more": "theirs.more"}, THEIRS | {"theirs.more.bias": torch.ones(2)})
+    with pytest.raises(UnsupportedModel, match="fill nothing: theirs.less"):
+        fill(module, TABLE | {"less": "theirs.less"}, THEIRS)
 
 
 @pytest.mark.parametrize(

@@ -294,10 +294,10 @@ def test_choices(tokenizer: Tokenizer) -> None:
 # --- what counts of an output ---
 
 
-def row(valid: int, length: int = 8, masked: Array | None = None) -> Row:
+def row(valid: int, length: int = 8, masked: Array | None = None, task: Task = "fill-mask") -> Row:
     mask = (torch.arange(length) < valid).long()[None]
     tensors = {"input_ids": torch.ones_like(mask), "attention_mask": mask}
-    return Row("sentences, padded", length, "a row", tensors, masked)
+    return Row("sentences, padded", length, "a row", tensors, masked, task)
 
 
 def test_padding_does_not_count() -> None:
@@ -306,6 +306,8 @@ def test_padding_does_not_count() -> None:
         assert np.array_equal(counted(row(5), output, tokens), tokens[0, :5])
     for output in ("start_logits", "end_logits"):
         assert np.array_equal(counted(row(5), output, tokens[..., 0]), tokens[0, :5, 0])
+    detector = row(5, task="replaced-token-detection")
+    assert np.array_equal(counted(detector, "logits", tokens[..., 0]), tokens[0, :5, 0])
 
 
 def test_as_many_channels_as_tokens() -> None:
@@ -357,6 +359,9 @@ def test_top1() -> None:
     assert compared(spans, {"start_logits": np.array([[0.0, 2.0, 1.5, -9.0]])}, row(3, 4)).top1 == 1
     assert compared({"logits": np.array([[0.3]])}, {"logits": np.array([[0.2]])}, row(3)).top1 is None  # regression
     assert compared({"pooler_output": answer[0]}, {"pooler_output": got[0]}, row(3)).top1 is None
+    detector = row(4, 5, task="replaced-token-detection")
+    replaced, seen = np.array([[0.1, -0.2, 3.0, 1.0, 2.0]]), np.array([[0.2, 0.1, 2.0, 4.0, -2.0]])
+    assert compared({"logits": replaced}, {"logits": seen}, detector).top1 == 0.75
 
 
 def test_a_backend_is_opened_once_a_length() -> None:
@@ -459,7 +464,7 @@ def test_a_score_near_zero_is_measured_by_the_output_s_peak() -> None:
     got = iter([0.055, 10.0])
     bar = Bar("float16", "a test", 50, lambda length: lambda inputs: {"logits": np.array([[next(got)]])})
     ids = torch.zeros(1, 8, dtype=torch.long)
-    row = Row("sentences", 8, "a", {"input_ids": ids, "attention_mask": ids + 1}, None)
+    row = Row("sentences", 8, "a", {"input_ids": ids, "attention_mask": ids + 1}, None, "text-classification")
     for answer in (0.05, 10.0):
         bar.compare(row, {"logits": np.array([[answer]], np.float32)})
     assert bar.measures()[0].psnr_min == pytest.approx(66.02, abs=0.01)

@@ -17,15 +17,16 @@ def fill(
     """Give every parameter of `module` its tensor. `table`: module paths, ours to theirs, `{i}` meaning every layer.
 
     `unwanted` are regular expressions for tensors that the task does not use. MissingWeights: a parameter without a row
-    or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses."""
-    rows = {pattern(ours): theirs for ours, theirs in table.items()}
+    or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses, but for the rows of
+    parts that the module was built without."""
+    rows = {row: pattern(row) for row in table}
     used_rows, used = set(), set()
     for path, parameter in list(module.named_parameters(remove_duplicate=False)):
         ours, _, leaf = path.rpartition(".")
-        match, row = next(((m, row) for row in rows if (m := row.fullmatch(ours))), (None, None))
+        match, row = next(((m, row) for row, each in rows.items() if (m := each.fullmatch(ours))), (None, None))
         if match is None or row is None:
             raise MissingWeights(f"{path}: no row of the weight table fills it; add one for {ours!r}")
-        name = f"{rows[row].format(**match.groupdict())}.{leaf}"
+        name = f"{table[row].format(**match.groupdict())}.{leaf}"
         if name not in tensors:
             raise MissingWeights(f"{path}: the checkpoint has no tensor {name!r}")
         owner = module.get_submodule(ours)
@@ -36,7 +37,7 @@ def fill(
         setattr(owner, leaf, nn.Parameter(tensor, requires_grad=False))
         used_rows.add(row)
         used.add(name)
-    if idle := [rows[row] for row in rows if row not in used_rows]:
+    if idle := [theirs for row, theirs in table.items() if row not in used_rows and not left_out(module, row)]:
         raise UnsupportedModel(f"rows of the weight table that fill nothing: {', '.join(idle)}")
     ignored = re.compile("|".join(unwanted) or r"(?!)")
     if left := [name for name in tensors if name not in used and not ignored.fullmatch(name)]:
@@ -49,3 +50,11 @@ def fill(
 def pattern(row: str) -> re.Pattern[str]:
     """`blocks.{i}.up` -> the expression that `blocks.3.up` matches, with i = 3."""
     return re.compile(re.escape(row).replace(r"\{i\}", r"(?P<i>\d+)"))
+
+
+def left_out(module: nn.Module, path: str) -> bool:
+    """Whether the module has None where this part would be."""
+    part: object = module
+    for name in path.split("."):
+        part = getattr(part, name, ...)
+    return part is None

@@ -81,9 +81,9 @@ class Family:
                     f"{where}: {key} = {value!r} is not reproduced by the {self.model_type} family (only {choices})"
                 )
         if config.hidden_size % config.num_attention_heads:
+            size, heads = (config.attribute_map.get(key, key) for key in ("hidden_size", "num_attention_heads"))
             raise UnsupportedConfig(
-                f"{where}: hidden_size = {config.hidden_size} is no multiple of "
-                f"num_attention_heads = {config.num_attention_heads}"
+                f"{where}: {size} = {config.hidden_size} is no multiple of {heads} = {config.num_attention_heads}"
             )
         if config.pad_token_id is not None and not -1 <= config.pad_token_id < config.vocab_size:
             raise UnsupportedConfig(
@@ -117,7 +117,7 @@ class Family:
     def has_head(self, task: str, stored: Collection[str]) -> bool:
         """Whether there is a tensor for what the task has besides the encoder."""
         head = set(self.tasks[task].WEIGHTS.values()) - set(self.tasks[FEATURES].WEIGHTS.values())
-        return not head or any(name.startswith(f"{row}.") for row in head for name in stored)
+        return not head or any(name.rpartition(".")[0] in head for name in stored)
 
 
 def catalogue() -> dict[str, tuple[Task, ...]]:

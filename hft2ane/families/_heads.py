@@ -4,8 +4,8 @@
         ORIGINAL = "BertForTokenClassification"
         WEIGHTS = {**ENCODER, "classify": "classifier"}
 
-Each names the submodules that it adds, which the family's weight table fills. Where families differ, a class attribute
-says how.
+Each names the submodules that it adds, which the family's weight table fills. Where families differ, a method of
+`Encoder` says how, and a family's own encoder, or one head of it, says otherwise.
 """
 
 from collections.abc import Callable, Collection, Container, Mapping
@@ -44,6 +44,25 @@ class Encoder(nn.Module):
         """The most tokens that the network takes."""
         return int(config.max_position_embeddings)
 
+    @staticmethod
+    def width(config: Any) -> int:
+        """Channels of the word embeddings."""
+        return int(config.hidden_size)
+
+    @staticmethod
+    def activation(config: Any) -> Activation:
+        """Of the feed-forward, and of heads that have the same."""
+        return ACTIVATIONS[config.hidden_act]
+
+    @staticmethod
+    def pool_activation(config: Any) -> Activation:
+        return torch.tanh
+
+    @staticmethod
+    def eps(config: Any) -> float:
+        """Of all norms."""
+        return float(config.layer_norm_eps)
+
 
 class FeatureExtractor(Encoder):
     OUTPUTS = ("last_hidden_state",)
@@ -59,10 +78,6 @@ class Pooled(Encoder):
         super().__init__(config, absent)
         self.pooler = None if "pooler" in absent else Linear(config.hidden_size, config.hidden_size)
         self.pool_act = self.pool_activation(config)
-
-    @staticmethod
-    def pool_activation(config: Any) -> Activation:
-        return torch.tanh
 
     def pool(self, x: Tensor) -> Tensor:
         """(B, C, 1, S) -> (B, C, 1, 1)."""
@@ -139,19 +154,6 @@ class MaskedLM(Encoder):
         self.transform_norm = ChannelNorm(width, self.eps(config))
         self.decoder = Decoder(width, config.vocab_size)
 
-    @staticmethod
-    def width(config: Any) -> int:
-        """Channels of what is decoded: those of the word embeddings."""
-        return int(config.hidden_size)
-
-    @staticmethod
-    def activation(config: Any) -> Activation:
-        return ACTIVATIONS[config.hidden_act]
-
-    @staticmethod
-    def eps(config: Any) -> float:
-        return float(config.layer_norm_eps)
-
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         x = self.transform_norm(self.act(self.transform(self.encode(*inputs))))
         return (self.decoder(x),)
@@ -184,3 +186,18 @@ class QuestionAnswerer(TokenClassifier):
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         start, end = torch.split(self.classify(self.encode(*inputs)), 1, 1)
         return torch.flatten(start, 1), torch.flatten(end, 1)
+
+
+class ReplacedTokenDetector(Encoder):
+    """`transform`, an activation, and a score a token, above 0 for one that was replaced: `logits` (B, S)."""
+
+    OUTPUTS = ("logits",)
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.transform = Linear(config.hidden_size, config.hidden_size)
+        self.act = self.activation(config)
+        self.classify = Linear(config.hidden_size, 1)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return (torch.flatten(self.classify(self.act(self.transform(self.encode(*inputs)))), 1),)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hft2ane.ane import ACTIVATIONS, Attention, Block, ChannelNorm, Embedding, additive_mask, to_channels
+from hft2ane.ane import ACTIVATIONS, Attention, Block, ChannelNorm, Embedding, Linear, additive_mask, to_channels
 from hft2ane.families import EPSILON, LAYERS, SIZE, _heads
 
 CONFIG = {
@@ -51,11 +51,12 @@ POOLER = {"pooler": "pooler.dense"}
 class Encoder(_heads.Encoder):
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
         super().__init__(config, absent)
-        channels, eps = config.hidden_size, config.layer_norm_eps
-        self.words = Embedding(config.vocab_size, channels)
-        self.positions = Embedding(config.max_position_embeddings, channels)
-        self.types = Embedding(config.type_vocab_size, channels)
-        self.norm = ChannelNorm(channels, eps)
+        channels, width, eps = config.hidden_size, self.width(config), config.layer_norm_eps
+        self.words = Embedding(config.vocab_size, width)
+        self.positions = Embedding(config.max_position_embeddings, width)
+        self.types = Embedding(config.type_vocab_size, width)
+        self.norm = ChannelNorm(width, eps)
+        self.project = None if width == channels else Linear(width, channels)
         self.blocks = nn.ModuleList(
             Block(
                 Attention(channels, config.num_attention_heads),
@@ -70,6 +71,7 @@ class Encoder(_heads.Encoder):
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         x: Tensor = self.norm(to_channels(self.embed(input_ids, token_type_ids)))
+        x = x if self.project is None else self.project(x)
         mask = additive_mask(attention_mask)
         for block in self.blocks:
             x = block(x, mask)

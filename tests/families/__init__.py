@@ -21,9 +21,8 @@ class Row:
     shaping: frozenset[str] = frozenset()  # keys that any value is reproduced of, or that another part answers for
     irrelevant: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> a value that changes nothing, why
     drawn: Config = field(default_factory=dict)  # key -> a strategy, where CONFIG does not say which small values fit
-    settle: Callable[[dict[str, Any]], None] = lambda config: (
-        None
-    )  # makes values that are drawn one by one fit together
+    settle: Callable[[dict[str, Any]], None] = lambda _: None  # makes values that are drawn one by one fit together
+    refused_for: tuple[tuple[str, str, Any], ...] = ()  # task, key, and a value that this task does not take
 
 
 TINY = {

@@ -1,0 +1,52 @@
+from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+
+ROW = Row(
+    tiny={**TINY, "embedding_size": 10},
+    variants={
+        "plain": {},
+        "embeddings as wide": {"embedding_size": 24},
+        "embeddings wider": {"embedding_size": 30},
+        "odd head size": {"hidden_size": 21},
+        "one head": {"num_attention_heads": 1},
+        "one layer": {"num_hidden_layers": 1},
+        "one token type": {"type_vocab_size": 1},
+        "three token types": {"type_vocab_size": 3},
+        "larger eps": {"layer_norm_eps": 1e-5},
+        "untied": {"tie_word_embeddings": False},
+        **ACTIVATIONS,
+    },
+    labels={
+        **LABELS,
+        "multiple-choice": (*LABELS["multiple-choice"], *({"summary_activation": name} for name in ("tanh", "relu"))),
+    },
+    shaping=SHAPING,
+    irrelevant={
+        **IRRELEVANT,
+        "attention_probs_dropout_prob": (0.5, "training"),
+        "hidden_dropout_prob": (0.5, "training"),
+        "classifier_dropout": (0.5, "training"),
+        "summary_first_dropout": (0.5, "training"),
+        "summary_last_dropout": (0.5, "training"),
+        "use_cache": (False, "text generation"),
+        "output_cross_attentions": (True, "further outputs"),
+    },
+    refused=(
+        *REFUSED,
+        *REFUSED_SIZES,
+        ("embedding_size", 0),
+        ("embedding_size", 24.5),
+        ("position_embedding_type", "relative_key"),
+        ("position_embedding_type", "relative_key_query"),
+        ("type_vocab_size", 0),
+    ),
+    refused_for=(
+        ("multiple-choice", "summary_type", "last"),
+        ("multiple-choice", "summary_type", "mean"),
+        ("multiple-choice", "summary_type", "cls_index"),
+        ("multiple-choice", "summary_type", "attn"),
+        ("multiple-choice", "summary_use_proj", False),
+        ("multiple-choice", "summary_proj_to_labels", True),
+        ("multiple-choice", "summary_activation", "mish"),
+        ("multiple-choice", "summary_activation", ""),
+    ),
+)

@@ -1,0 +1,58 @@
+"""Every family and task as a saved package, at one length and at several: right at tokens in fp16, and linted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hft2ane import package
+from hft2ane.export import CHOICES, INPUTS, MULTIFUNCTION, OUTPUTS, SINGLE, build
+from hft2ane.families import family
+from hft2ane.mil import open_package
+from hft2ane.mil.lint import lint
+from hft2ane.records import Function
+from hft2ane.reference import load
+from hft2ane.rewrite import rewrite
+from tests.families import ROWS
+from tests.test_families import LENGTH, Inputs, ask, fidelity, loud, tokens
+
+ARTEFACT = 40.0  # dB, over all rows of a length
+
+
+def saved(module: Any, lengths: list[int], choices: int | None, path: Path) -> tuple[Function, ...]:
+    """Writes the package; its functions, from the shortest on."""
+    deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
+    program, functions = build(module, lengths, deployment, choices)
+    package.write(path, program, deployment.specification, "a test", INPUTS | OUTPUTS, {"author": "a test"})
+    return functions
+
+
+def single_rows(model: Any, length: int, choices: int) -> Iterator[Inputs]:
+    """A full row, a padded one, and one of a single token, each for itself, since a package takes one at a time."""
+    several = tokens(model, (length, length // 2 + 1, 1), length, choices)
+    for n in range(3):
+        yield {key: value[n : n + 1] for key, value in several.items()}
+
+
+@pytest.mark.parametrize("several", [False, True], ids=["one length", "several"])
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
+def test_package(tmp_path: Path, name: str, task: str, several: bool) -> None:
+    model = loud(name, task, {})
+    model.save_pretrained(tmp_path)
+    module = rewrite(load(tmp_path, None))
+    lengths = [8, family(name).tasks[task].limit(model.config)] if several else [LENGTH]
+    choices = CHOICES if task == "multiple-choice" else 0
+    path = tmp_path / "tiny.mlpackage"
+    functions = saved(module, lengths, choices or None, path)
+    assert [finding for finding in lint(path).findings if finding.severity == "error"] == []
+    program = open_package(path)
+    for function in functions:
+        asked = list(single_rows(model, function.length, choices))
+        expected = [ask(model, inputs) for inputs in asked]
+        got = []
+        for inputs in asked:
+            answers = program.evaluate({key: inputs[key].int().numpy() for key in module.inputs}, function.name)
+            got.append({key: value.astype(np.float32) for key, value in answers.items()})
+        assert fidelity(asked, expected, got) >= ARTEFACT
