@@ -46,7 +46,7 @@ def main() -> None:
         path = Path(folder) / "bench.mlpackage"
         about = export.INPUTS | export.OUTPUTS
         program, _ = export.build(module, [options.tokens], export.SINGLE)
-        package.write(path, program, export.SINGLE.specification, "bench", about, {"author": ""})
+        package.write(path, program, "bench", about, {"author": ""})
         began = time.perf_counter()
         saved = open_package(path)
         opened = time.perf_counter() - began

@@ -77,12 +77,20 @@ Compressed = Quantized | Palettized
 def compress(weight: Array, variant: Variant, table: bool) -> Compressed | None:
     """What the variant makes of an fp16 weight (out, in, 1, 1) or table (entries, channels); None: it stays fp16.
 
-    `table`: rows are looked up. Those have a scale a row in every variant; why: docs/decisions.md."""
-    if variant == "float16" or weight.size < LEAST_NUMBERS:
+    `table`: rows are looked up."""
+    stored = form(weight.size, variant, table)
+    if stored == "float16":
         return None
-    if table or variant == "int8":
-        return quantize(weight)
-    return palettize(weight, PALETTES[variant])
+    return quantize(weight) if stored == "int8" else palettize(weight, PALETTES[stored])
+
+
+def form(numbers: int, variant: Variant, table: bool) -> Variant:
+    """The variant that says how a tensor of so many numbers is stored.
+
+    Tables, whose rows are looked up, have a scale a row in every variant; why: docs/decisions.md."""
+    if variant == "float16" or numbers < LEAST_NUMBERS:
+        return "float16"
+    return "int8" if table else variant
 
 
 def quantize(weight: Array) -> Quantized:

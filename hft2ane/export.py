@@ -13,11 +13,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import coremltools
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import Function as MILFunction
-from coremltools.converters.mil.mil import Program, types
-
 from hft2ane import keys, package, records
 from hft2ane.audit import calibration
 from hft2ane.compress import WEIGHTS
@@ -25,7 +20,9 @@ from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
 from hft2ane.layout import shaping
-from hft2ane.lower import Symbol, Writer, dtype_of
+from hft2ane.lower import Stored, Symbol, Writer
+from hft2ane.mil.signatures import Type
+from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.records import Exported, Job, Package, Progress, Source, Tensor, silent
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
@@ -51,15 +48,14 @@ OUTPUTS = {
 
 @dataclass(frozen=True)
 class Deployment:
-    """What a package needs to run: the opset of its program and the systems that have it."""
+    """What a package needs to run: a version of the specification, and the systems that have it."""
 
-    opset: Any
     specification: int
     minimum_os: str
 
 
-SINGLE = Deployment(coremltools.target.iOS16, 7, "iOS 16 / macOS 13")
-MULTIFUNCTION = Deployment(coremltools.target.iOS18, 9, "iOS 18 / macOS 15")
+SINGLE = Deployment(7, "iOS 16 / macOS 13")
+MULTIFUNCTION = Deployment(9, "iOS 18 / macOS 15")
 
 
 def export(folder: Path, progress: Progress = silent) -> Exported:
@@ -151,7 +147,7 @@ def write(
     choices = CHOICES if original.task == "multiple-choice" else None
     program, functions = build(module, lengths, deployment, choices, variant)
     about = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
-    package.write(path, program, deployment.specification, about, INPUTS | OUTPUTS, metadata)
+    package.write(path, program, about, INPUTS | OUTPUTS, metadata)
     return Package(
         variant=variant,
         file=path.name,
@@ -172,13 +168,13 @@ def build(
     variant: records.Variant = "float16",
 ) -> tuple[Program, tuple[records.Function, ...]]:
     """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` …, the longest as default."""
-    program, functions = Program(), []
-    weights: dict[Any, Any] = {}
+    program, functions = Program(deployment.specification, Weights(deployment.specification)), []
+    stored: dict[Any, Stored] = {}
     for length in sorted(lengths):
         name = "main" if len(lengths) == 1 else f"tokens_{length}"
         shape = (1, length) if choices is None else (1, choices, length)
-        function = trace(module, shape, deployment, weights, variant)
-        program.add_function(name, function)
+        function = trace(module, shape, program, stored, variant)
+        program.functions[name] = function
         functions.append(
             records.Function(
                 name,
@@ -188,32 +184,30 @@ def build(
             )
         )
     program.default_function_name = functions[-1].name
-    program.export_as_multifunction = len(lengths) > 1
     return program, tuple(functions)
 
 
 def trace(
     module: Any,
     shape: tuple[int, ...],
-    deployment: Deployment,
-    weights: dict[Any, Any],
+    program: Program,
+    stored: dict[Any, Stored],
     variant: records.Variant = "float16",
-) -> MILFunction:
+) -> Function:
     """One call of the module on symbols. Outputs carry the original's names."""
-    mb.name_count.clear()  # else what coremltools adds by itself is numbered on from function to function
-    inputs = {name: mb.placeholder(shape=shape, dtype=types.int32) for name in module.inputs}
-    reserved = (*module.inputs, *module.OUTPUTS)
-    writer = Writer(module, weights, reserved, variant, grouped=deployment is MULTIFUNCTION)
-    with MILFunction(inputs, deployment.opset) as function, writer.following():
+    inputs = {name: Type(shape, "int32") for name in module.inputs}
+    function = Function(program.specification_version, inputs, program.weights)
+    writer = Writer(module, function, stored, (*module.inputs, *module.OUTPUTS), variant)
+    with writer.following():
         outputs = module(*(Symbol(function.inputs[name], writer) for name in module.inputs))
-        distinct = {id(output.var) for output in outputs if isinstance(output, Symbol) and output.var.op is not None}
-        if len(distinct) < len(module.OUTPUTS):
-            raise ExportError(f"{', '.join(module.OUTPUTS)} are not all computed, each for itself, from the inputs")
-        for name, output in zip(module.OUTPUTS, outputs, strict=True):
-            output.var.set_name(name)
-        function.set_outputs([output.var for output in outputs])
+    distinct = {id(output.var) for output in outputs if isinstance(output, Symbol) and output.var.origin == "operation"}
+    if len(distinct) < len(module.OUTPUTS):
+        raise ExportError(f"{', '.join(module.OUTPUTS)} are not all computed, each for itself, from the inputs")
+    for name, output in zip(module.OUTPUTS, outputs, strict=True):
+        output.var.name = name
+    function.outputs = [output.var for output in outputs]
     return function
 
 
-def contract(var: Any, about: str) -> Tensor:
-    return Tensor(var.name, tuple(var.shape), dtype_of(var), about)  # type: ignore[arg-type]
+def contract(var: Var, about: str) -> Tensor:
+    return Tensor(var.name, var.shape, var.dtype, about)  # type: ignore[arg-type]

@@ -15,21 +15,24 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import types
 from torch import Tensor, nn
 
 from hft2ane.ane import EPS_LEAST
-from hft2ane.compress import Palettized, Quantized, compress
+from hft2ane.compress import PALETTES, form, palettize, quantize
 from hft2ane.errors import ExportError
+from hft2ane.mil.signatures import Type
+from hft2ane.mil.write import Function, Held, Make, Var, immediate
 from hft2ane.records import Variant
 
 FP16_MAX = 65504.0
 FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16
+
+PIECE = 1 << 18  # numbers that are rounded at once: they fit into a core's cache
 
 DTYPES = {torch.float32: "fp16", torch.int32: "int32"}
 
@@ -56,6 +59,7 @@ NEUTRAL = {
 
 Row = Callable[..., Any]
 ROWS: dict[str, Row] = {}
+signature = cache(inspect.signature)
 
 
 def lowers(*names: str) -> Callable[[Row], Row]:
@@ -73,12 +77,12 @@ class Symbol:
 
     What it lacks is an ExportError: Python must not answer in a tensor's place, as it would `==` and `bool`."""
 
-    def __init__(self, var: Any, writer: Writer) -> None:
+    def __init__(self, var: Var, writer: Writer) -> None:
         self.var, self.writer = var, writer
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(self.var.shape)
+        return self.var.shape
 
     def dim(self) -> int:
         return len(self.shape)
@@ -160,33 +164,31 @@ def flat(value: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor and what is written of it. The tensor is held so that nothing else gets its address."""
+    """A tensor and its parts in the weight file. The tensor is held so that nothing else gets its address."""
 
     tensor: Tensor
-    values: np.ndarray[Any, Any] | Quantized | Palettized
-    id: str
+    form: Variant
+    parts: Mapping[str, Held]
 
 
 class Writer:
     """Writes the operations of one MIL function, named by the path of the module that asked for them.
 
-    `weights` is shared by all functions of a program, so that each tensor is rounded and stored once. `reserved` names
-    are kept for the function's inputs and outputs. `grouped`: compressed weights have the form that iOS 18 has for
-    them, in which tables and scales may be for groups, not that of iOS 16."""
+    `stored` is shared by all functions of a program, so that each tensor is rounded and stored once. `reserved` names
+    are kept for the function's inputs and outputs."""
 
     def __init__(
         self,
         root: nn.Module,
-        weights: dict[Any, Stored],
+        function: Function,
+        stored: dict[Any, Stored],
         reserved: Iterable[str] = (),
         variant: Variant = "float16",
-        grouped: bool = False,
     ) -> None:
         self.names = {module: name for name, module in root.named_modules()}
         self.parameters = {p.data_ptr(): name for name, p in root.named_parameters()}
-        self.weights = weights
-        self.variant, self.grouped = variant, grouped
-        self.constants: dict[Any, Any] = {}
+        self.function, self.stored, self.variant = function, stored, variant
+        self.constants: dict[Any, Var] = {}
         self.stack: list[str] = []
         self.used = set(reserved)
         self.numbers: Counter[str] = Counter()
@@ -229,7 +231,7 @@ class Writer:
         row = ROWS[name]
         telling = {key: value for key, value in (kwargs or {}).items() if not is_neutral(key, value)}
         try:
-            inspect.signature(row).bind(self, *args, **telling)
+            signature(row).bind(self, *args, **telling)
         except TypeError as err:
             raise ExportError(f"{call} with what its row in hft2ane/lower.py does not take: {err}") from err
         return row(self, *args, **telling)
@@ -243,13 +245,13 @@ class Writer:
             if value is not None
         }
         try:
-            out = getattr(mb, op)(**values, name=name)
-        except (ValueError, TypeError, IndexError) as err:
-            raise ExportError(f"{self.where}: MIL refuses {op} here: {str(err).strip().partition(chr(10))[0]}") from err
-        if not isinstance(out, list | tuple):
-            return Symbol(out, self)
-        for i, var in enumerate(out):
-            var.set_name(self.unique(f"{name}_{i}"))
+            out = self.function.op(op, name, values)
+        except ValueError as err:
+            raise ExportError(f"{self.where}: MIL refuses {op} here: {err}") from err
+        if len(out) == 1:
+            return Symbol(out[0], self)
+        for var in out:
+            var.name = self.unique(var.name)
         return [Symbol(var, self) for var in out]
 
     def name(self, op: str) -> str:
@@ -278,59 +280,80 @@ class Writer:
             return [self.value(v, f"{name}_{i}") for i, v in enumerate(value)]
         return value
 
-    def constant(self, tensor: Tensor, name: str, table: bool | None = None) -> Any:
-        """The fp16 (or int32) constant for a real tensor; the same tensor gives the same one."""
-        key = (tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride(), table)
-        if key not in self.constants:
-            if key not in self.weights:
-                parameter = self.parameters.get(tensor.data_ptr())
-                values = rounded(tensor, parameter or name)
-                # What a module computes anew at each length may be the same each time.
-                digest = None if parameter else hashlib.sha256(values.tobytes()).digest()
-                content = (digest, values.dtype, values.shape, table) if digest else key
-                if content not in self.weights:
-                    smaller = None if table is None else compress(values, self.variant, table)
-                    self.weights[content] = Stored(
-                        tensor, values if smaller is None else smaller, f"weight_{len(self.weights)}"
-                    )
-                self.weights[key] = replace(self.weights[content], tensor=tensor)
-            self.constants[key] = self.stored(self.weights[key], self.unique(name))
-        return self.constants[key]
+    def constant(self, tensor: Tensor, name: str, table: bool | None = None) -> Var:
+        """The constant for a real tensor; the same tensor gives the same one. What differs in axes of size 1 only, as
+        a table of words and the linear layer that it is tied to, is stored once."""
+        stored_as = "float16" if table is None else form(tensor.numel(), self.variant, table)
+        strides = tuple((n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
+        key = (tensor.data_ptr(), tensor.dtype, strides, tensor.shape[:1], stored_as)
+        if (key, tensor.shape) not in self.constants:
+            if key not in self.stored:
+                self.stored[key] = self.store(tensor, stored_as, key, name)
+            self.constants[key, tensor.shape] = self.decompressed(self.stored[key], tensor.shape, self.unique(name))
+        return self.constants[key, tensor.shape]
 
-    def stored(self, weight: Stored, name: str) -> Any:
-        """The variable that has the weight's values, decompressed if need be when the package is loaded."""
+    def store(self, tensor: Tensor, stored_as: Variant, key: Any, name: str) -> Stored:
+        parameter = self.parameters.get(tensor.data_ptr())
+        content = key
+        if parameter is None:  # what a module computes anew at each length may be the same each time
+            values = rounded(tensor, name)
+            content = (hashlib.sha256(values.tobytes()).digest(), values.dtype, values.shape, stored_as)
+        if content not in self.stored:
+            self.stored[content] = Stored(tensor, stored_as, self.parts(tensor, stored_as, parameter or name))
+        return replace(self.stored[content], tensor=tensor)
 
-        def const(values: Any, part: str = "") -> Any:
-            var = mb.const(val=values, name=self.unique(f"{name}_{part}") if part else name)
-            var.op.weight_id = f"{weight.id}_{part}" if part else weight.id
-            return var
+    def parts(self, tensor: Tensor, stored_as: Variant, label: str) -> dict[str, Held]:
+        """What is stored of the tensor, in its order in the weight file; it is made when that is written."""
+        shape, rows, later = tuple(tensor.shape), tuple(tensor.shape[:1]), self.function.later
+        make: Make
+        if stored_as == "float16":
+            types = {"": Type(shape, "float16" if tensor.is_floating_point() else "int32")}
 
-        if isinstance(weight.values, Quantized):
-            return self.quantized(weight.values, const, name)
-        if isinstance(weight.values, Palettized):
-            return self.palettized(weight.values, const, name)
-        return const(weight.values)
+            def make() -> Any:
+                return [pieces(tensor, label)]
 
-    def quantized(self, weight: Quantized, const: Callable[[Any, str], Any], name: str) -> Any:
-        data = const(weight.data, "data")
-        if not self.grouped:
-            scale, zero_point = const(weight.scale, "scale"), const(weight.zero_point, "zero_point")
-            return mb.constexpr_affine_dequantize(
-                quantized_data=data, zero_point=zero_point, scale=scale, axis=np.int32(0), name=name
-            )
-        shape = (-1, *[1] * (weight.data.ndim - 1))
-        scale, offset = const(weight.scale.reshape(shape), "scale"), const(weight.zero_point.reshape(shape), "offset")
-        return mb.constexpr_blockwise_shift_scale(data=data, scale=scale, offset=offset, name=name)
+        elif stored_as == "int8":
+            each_row = {"zero_point": Type(rows, "int8"), "scale": Type(rows, "float16")}
+            types = {"data": Type(shape, "int8"), **dict(sorted(each_row.items(), reverse=not later))}
 
-    def palettized(self, weight: Palettized, const: Callable[[Any, str], Any], name: str) -> Any:
-        if not self.grouped:
-            shape = np.array(weight.indices.shape, np.uint32)
-            indices, lut = const(weight.packed, "indices"), const(weight.lut, "lut")
-            return mb.constexpr_lut_to_dense(indices=indices, lut=lut, shape=shape, name=name)
-        narrow = types.type_mapping.string_to_nptype(f"uint{weight.bits}")
-        indices = const(weight.indices.astype(narrow), "indices")
-        lut = const(weight.lut.reshape(*[1] * weight.indices.ndim, -1, 1), "lut")
-        return mb.constexpr_lut_to_dense(indices=indices, lut=lut, name=name)
+            def make() -> Any:
+                made = quantize(rounded(tensor, label))
+                return [[getattr(made, part)] for part in types]
+
+        else:
+            bits = PALETTES[stored_as]
+            packed = Type((-(-tensor.numel() * bits // 8),), "uint8")
+            types = {
+                "indices": Type(shape, f"uint{bits}") if later else packed,
+                "lut": Type((1 << bits,), "float16"),
+            }
+
+            def make() -> Any:
+                made = palettize(rounded(tensor, label), bits)
+                return [[made.packed], [made.lut]]
+
+        return dict(zip(types, self.function.weights.hold(list(types.values()), make), strict=True))
+
+    def decompressed(self, weight: Stored, shape: tuple[int, ...], name: str) -> Var:
+        """The constant of this shape that has the weight's values, when the package is loaded."""
+        function, parts = self.function, weight.parts
+        if weight.form == "float16":
+            return function.const(name, parts[""].shaped(shape))
+        result, ones = Type(shape, "float16"), [1] * (len(shape) - 1)
+        if weight.form == "int8":
+            data, scale, zero_point = parts["data"].shaped(shape), parts["scale"], parts["zero_point"]
+            if function.later:
+                each = (shape[0], *ones)
+                held = {"data": data, "scale": scale.shaped(each), "offset": zero_point.shaped(each)}
+                return function.constexpr("constexpr_blockwise_shift_scale", name, held, result)
+            held = {"quantized_data": data, "zero_point": zero_point, "scale": scale, "axis": immediate(np.int32(0))}
+            return function.constexpr("constexpr_affine_dequantize", name, held, result)
+        if function.later:
+            lut = parts["lut"].shaped((1, *ones, *parts["lut"].type.shape, 1))
+            held = {"indices": parts["indices"].shaped(shape), "lut": lut}
+        else:
+            held = {**parts, "shape": immediate(np.array(shape, np.uint32))}
+        return function.constexpr("constexpr_lut_to_dense", name, held, result)
 
 
 def identifier(path: str) -> str:
@@ -361,11 +384,26 @@ def rounded(tensor: Tensor, name: str) -> np.ndarray[Any, Any]:
         if not torch.equal(whole.to(tensor.dtype), tensor):
             raise ExportError(f"{name}: a number is beyond int32")
         return whole.contiguous().numpy()
+    check_range(tensor, name)
+    return tensor.to(torch.float16).contiguous().numpy()
+
+
+def check_range(tensor: Tensor, name: str) -> None:
     least, largest = map(float, torch.aminmax(tensor)) if tensor.numel() else (0.0, 0.0)
     if not (least >= -FP16_MAX and largest <= FP16_MAX):  # NaN is in no range
         outlier = least if -least > largest else largest
         raise ExportError(f"{name}: {outlier:g} among the weights is not a finite fp16 number")
-    return tensor.to(torch.float16).contiguous().numpy()
+
+
+def pieces(tensor: Tensor, name: str) -> Iterator[Any]:
+    """What `rounded` gives, piece by piece in the same memory: no second copy of large weights, and little to clear."""
+    if not tensor.is_floating_point():
+        yield rounded(tensor, name)
+        return
+    memory = torch.empty(min(PIECE, tensor.numel()), dtype=torch.float16)
+    for piece in torch.split(tensor.detach().reshape(-1), PIECE):
+        check_range(piece, name)
+        yield memory[: len(piece)].copy_(piece).numpy()
 
 
 # Rows: parameters have the names of the torch function's, so that arguments bind as they do there.
@@ -486,7 +524,3 @@ def getitem(writer: Writer, input: Symbol, key: Any) -> Any:
     ]
     begin, end = [b for b, _, _ in bounds], [e for _, e, _ in bounds]
     return writer.emit("slice_by_index", x=input, begin=begin, end=end)
-
-
-def dtype_of(var: Any) -> str:
-    return {"fp16": "float16", "int32": "int32", "fp32": "float32"}[types.builtin_to_string(var.dtype)]

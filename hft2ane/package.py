@@ -1,7 +1,7 @@
 """The .mlpackage on disk: written in one canonical form, so that the same program gives the same bytes anywhere.
 
 coremltools' own writer draws random identifiers and leaves maps in hash order; here identifiers are name-based
-(UUIDv5), protobuf is serialised deterministically, and there are no dates.
+(UUIDv5), protobuf is serialised deterministically, and there are no dates. Weights go straight into the weight file.
 """
 
 import errno
@@ -11,48 +11,44 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from hft2ane.errors import NoSpace, PackageError
+
+if TYPE_CHECKING:  # it brings torch, which what reads a package does without
+    from hft2ane.mil.write import Program
 
 SPEC = Path("Data/com.apple.CoreML/model.mlmodel")
 WEIGHTS = Path("Data/com.apple.CoreML/weights/weight.bin")
 AUTHOR = "com.apple.CoreML"
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write(
-    path: Path,
-    program: Any,
-    specification_version: int,
-    about: str,
-    described: Mapping[str, str],
-    metadata: Mapping[str, str],
+    path: Path, program: "Program", about: str, described: Mapping[str, str], metadata: Mapping[str, str]
 ) -> None:
-    """The MIL `program` as a package at `path`, which appears whole or not at all. NoSpace: the disk is full.
+    """The `program` as a package at `path`, which appears whole or not at all. NoSpace: the disk is full.
 
     `described`: a sentence for each input and output name; `metadata`: author, and user-defined pairs."""
-    from coremltools.converters.mil.backend.mil import load as backend  # seconds, which reading a package does not need
-
+    spec = program.model()
+    for function in spec.description.functions or [spec.description]:
+        for feature in (*function.input, *function.output):
+            feature.shortDescription = described[feature.name]
+    spec.description.metadata.shortDescription = about
+    spec.description.metadata.author = metadata["author"]
+    spec.description.metadata.userDefined.update({key: value for key, value in metadata.items() if key != "author"})
     if path.exists():
         shutil.rmtree(path)
     building = path.with_name(f".{path.name}.building")
     shutil.rmtree(building, ignore_errors=True)
-    (building / WEIGHTS.parent).mkdir(parents=True)
     try:
-        spec = backend.load(
-            program, weights_dir=str(building / WEIGHTS.parent), specification_version=specification_version
-        )
-        for function in spec.description.functions or [spec.description]:
-            for feature in (*function.input, *function.output):
-                feature.shortDescription = described[feature.name]
-        spec.description.metadata.shortDescription = about
-        spec.description.metadata.author = metadata["author"]
-        spec.description.metadata.userDefined.update({key: value for key, value in metadata.items() if key != "author"})
+        (building / WEIGHTS.parent).mkdir(parents=True)
+        program.weights.write(building / WEIGHTS)
         (building / SPEC).write_bytes(spec.SerializeToString(deterministic=True))
         (building / "Manifest.json").write_text(manifest())
         building.rename(path)
-    except (OSError, RuntimeError) as err:  # coremltools' writer in C++ says no errno
-        if getattr(err, "errno", None) == errno.ENOSPC or "FileWriter" in str(err):
+    except OSError as err:
+        if err.errno in FULL:
             raise NoSpace(f"{path} cannot be written ({err}): make room on its disk, and export again") from err
         raise
     finally:

@@ -131,9 +131,9 @@ def test_every_layer_of_a_model_and_every_operation_of_its_graph(checkpoint: Che
     seen = {r.path.replace(".", "_") or "model" for r in measured.ranges}
     program, _ = build(module, (16,), SINGLE)
     computing = {
-        op.name: op.op_type
+        op.name: op.type
         for op in program.functions["main"].operations
-        if op.op_type in ("conv", "layer_norm", "gather", "einsum", "softmax", "gelu", "tanh")
+        if op.type in ("conv", "layer_norm", "gather", "einsum", "softmax", "gelu", "tanh")
     }
     assert computing
     for name in computing:

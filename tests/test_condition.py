@@ -78,7 +78,7 @@ def batches(folder: Path, original: Original) -> list[Batch]:
 def saved(module: Any, folder: Path, name: str) -> tuple[str, Program]:
     program, _ = build(module, (LENGTH,), SINGLE)
     path = folder / f"{name}.mlpackage"
-    package.write(path, program, SINGLE.specification, "a test", INPUTS | OUTPUTS, {"author": "a test", "license": "-"})
+    package.write(path, program, "a test", INPUTS | OUTPUTS, {"author": "a test", "license": "-"})
     return package.digest(path), open_package(path)
 
 

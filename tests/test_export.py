@@ -22,12 +22,12 @@ from hft2ane.errors import GateFailed, ToolchainMismatch, UnsupportedConfig
 from hft2ane.export import MULTIFUNCTION, SINGLE, Deployment, build
 from hft2ane.families import family
 from hft2ane.mil import open_package
-from hft2ane.mil.proto import Model
 from hft2ane.psnr import Deviation, deviation, psnr
-from hft2ane.records import TASKS, Exported, Job, Recipe, Task
+from hft2ane.records import TASKS, VARIANTS, Exported, Job, Recipe, Task, Variant
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
+from tests.peer import TARGETS, assert_same, converted, reread, spec_of, values
 
 Array = np.ndarray[Any, Any]
 
@@ -83,10 +83,6 @@ def prepare(folder: Path, checkpoint: Path, task: Task | None = None, lengths: S
     records.write(folder / "job.json", job)
     source.take(folder, checkpoint, job.id)
     return folder
-
-
-def spec_of(path: Path) -> Any:
-    return Model.FromString((path / package.SPEC).read_bytes())
 
 
 def digests(path: Path) -> dict[str, str]:
@@ -358,60 +354,39 @@ def test_an_interrupted_write_leaves_no_package(
 
 # --- proof of the writer ---
 
-IOS18 = Deployment(MULTIFUNCTION.opset, MULTIFUNCTION.specification, "")
+IOS18 = Deployment(MULTIFUNCTION.specification, "")
 
 
-def converted(path: Path, program: Any, deployment: Deployment) -> Path:
-    """What coremltools itself writes for the program, without any pass."""
-    model = coremltools.convert(
-        program,
-        convert_to="mlprogram",
-        pass_pipeline=coremltools.PassPipeline.EMPTY,
-        minimum_deployment_target=deployment.opset,
-        skip_model_load=True,
-    )
-    model.save(str(path))
+def saved(path: Path, program: Any) -> Path:
+    package.write(path, program, "", export.INPUTS | export.OUTPUTS, {"author": "a test"})
     return path
-
-
-def ours(path: Path, program: Any, deployment: Deployment) -> Path:
-    about = {"author": "a test"}
-    package.write(path, program, deployment.specification, "", export.INPUTS | export.OUTPUTS, about)
-    return path
-
-
-def bare(spec: Any) -> Any:
-    """The spec without what only describes: texts, metadata, and the note of which converter made it."""
-    for described in (spec.description, *spec.description.functions):
-        for feature in (*described.input, *described.output):
-            feature.ClearField("shortDescription")
-    spec.description.ClearField("metadata")
-    spec.mlProgram.attributes.pop("buildInfo", None)
-    return spec
-
-
-def assert_same(mine: Path, theirs: Path) -> None:
-    """The same protobuf, and the same weights byte for byte."""
-    assert bare(spec_of(mine)) == bare(spec_of(theirs))
-    assert (mine / package.WEIGHTS).read_bytes() == (theirs / package.WEIGHTS).read_bytes()
 
 
 @pytest.mark.parametrize("deployment", [SINGLE, IOS18], ids=["iOS16", "iOS18"])
-@pytest.mark.parametrize("task", ["feature-extraction", "sentence-embedding", "multiple-choice"])
+@pytest.mark.parametrize("task", TASKS)
 def test_coremltools_writes_the_same(
     task: Task, deployment: Deployment, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
-    module = rewrite(load(make(checkpoint, task), task))
-
-    def program() -> Any:
-        return build(module, [LENGTH], deployment, CHOICES if task == "multiple-choice" else None)[0]
-
-    mine = ours(tmp_path / "mine.mlpackage", program(), deployment)
-    theirs = converted(tmp_path / "theirs.mlpackage", program(), deployment)
+    module = rewrite(load(make(checkpoint, task, tie_word_embeddings=False), task))
+    program, _ = build(module, [LENGTH], deployment, CHOICES if task == "multiple-choice" else None)
+    mine = saved(tmp_path / "mine.mlpackage", program)
+    theirs = converted(tmp_path / "theirs.mlpackage", reread(mine), deployment.specification)
     assert_same(mine, theirs)
     assert spec_of(theirs).mlProgram.attributes.keys() == {
         "buildInfo"
     }  # which converter made it: all that we leave out
+
+
+@pytest.mark.parametrize("lengths", [(LENGTH,), LENGTHS], ids=["single", "several"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_coremltools_writes_the_same_of_each_variant(
+    variant: Variant, lengths: tuple[int, ...], large: Path, tmp_path: Path
+) -> None:
+    deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
+    program, _ = build(rewrite(load(large, None)), lengths, deployment, variant=variant)
+    mine = saved(tmp_path / "mine.mlpackage", program)
+    assert ("constexpr" in str(spec_of(mine))) == (variant != "float16")
+    assert_same(mine, converted(tmp_path / "theirs.mlpackage", reread(mine), deployment.specification))
 
 
 def test_save_multifunction_writes_the_same(large: Path, several: tuple[Path, Exported], tmp_path: Path) -> None:
@@ -419,14 +394,69 @@ def test_save_multifunction_writes_the_same(large: Path, several: tuple[Path, Ex
     module = rewrite(load(large, None))
     merged = MultiFunctionDescriptor()
     for length in sorted(LENGTHS):
-        path = converted(tmp_path / f"{length}.mlpackage", build(module, [length], IOS18)[0], IOS18)
+        mine = saved(tmp_path / f"{length}-mine.mlpackage", build(module, [length], IOS18)[0])
+        path = converted(tmp_path / f"{length}.mlpackage", reread(mine), IOS18.specification)
         merged.add_function(str(path), "main", f"tokens_{length}")
     merged.default_function_name = "tokens_32"
     save_multifunction(merged, str(tmp_path / "theirs.mlpackage"))
     folder, exported = several
     assert_same(folder / exported.packages[0].file, tmp_path / "theirs.mlpackage")
-    whole = converted(tmp_path / "whole.mlpackage", build(module, LENGTHS, MULTIFUNCTION)[0], MULTIFUNCTION)
-    assert_same(folder / exported.packages[0].file, whole)
+
+
+def test_an_export_does_without_coremltools(large: Path, tmp_path: Path) -> None:
+    """But for its protobuf classes: its converters take seconds to import, and memory."""
+    script = (
+        "import sys, pathlib; from hft2ane import export; export.export(pathlib.Path(sys.argv[1]))\n"
+        "print([name for name in sys.modules if name.partition('.')[0] == 'coremltools'])"
+    )
+    folder = prepare(tmp_path / "job", large, lengths=LENGTHS)
+    done = subprocess.run([sys.executable, "-c", script, str(folder)], check=True, capture_output=True, text=True)
+    assert done.stdout == "[]\n"
+    assert (folder / "export.json").exists()
+
+
+# --- tied weights ---
+
+
+@pytest.mark.parametrize("lengths", [(LENGTH,), LENGTHS], ids=["single", "several"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_table_that_is_tied_to_a_linear_layer_is_stored_once(
+    variant: Variant, lengths: tuple[int, ...], checkpoint: Checkpoint, tmp_path: Path
+) -> None:
+    """Where both are stored in one form. Nothing else differs from a package of a copy of the table."""
+    module: Any = rewrite(load(checkpoint("BertForMaskedLM", hidden_size=96, intermediate_size=200), "fill-mask"))
+    assert module.decoder.weight.data_ptr() == module.words.weight.data_ptr()
+    deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
+
+    def made(name: str) -> Path:
+        return saved(tmp_path / name, build(module, lengths, deployment, variant=variant)[0])
+
+    tied = made("tied.mlpackage")
+    module.decoder.weight = torch.nn.Parameter(module.decoder.weight.clone(), requires_grad=False)
+    apart = made("apart.mlpackage")
+    table = {"float16": 2 * 36 * 96, "int8": 36 * (96 + 1 + 2)}.get(variant, 0)
+    saving = (apart / package.WEIGHTS).stat().st_size - (tied / package.WEIGHTS).stat().st_size
+    assert table <= saving <= table + 3 * 2 * 64 * bool(table)  # with what aligns each part
+    mine, other = open_package(tied).functions, open_package(apart).functions
+    for name in mine:
+        assert mine[name].ops == other[name].ops or variant != "float16"
+        assert mine[name].constants.keys() == other[name].constants.keys()
+        for key, constant in mine[name].constants.items():
+            np.testing.assert_array_equal(constant.array, other[name].constants[key].array)
+    assert without_offsets(spec_of(tied)) == without_offsets(spec_of(apart))
+    inputs = next(rows((1, LENGTH), 2))
+    function = "main" if len(lengths) == 1 else f"tokens_{LENGTH}"
+    got, expected = (open_package(path).evaluate(inputs, function)["logits"] for path in (tied, apart))
+    np.testing.assert_array_equal(got, expected)
+
+
+def without_offsets(spec: Any) -> Any:
+    for function in spec.mlProgram.functions.values():
+        for operation in function.block_specializations[function.opset].operations:
+            for _, value in values(operation):
+                if value.WhichOneof("value") == "blobFileValue":
+                    value.blobFileValue.offset = 0
+    return spec
 
 
 @pytest.mark.slow
@@ -444,7 +474,7 @@ def test_the_stock_path_gives_the_same_function(large: Path, single: tuple[Path,
         graph,
         inputs=[coremltools.TensorType(name, shape=(1, LENGTH), dtype=np.int32) for name in module.inputs],
         outputs=[coremltools.TensorType(name, dtype=np.float16) for name in module.OUTPUTS],
-        minimum_deployment_target=SINGLE.opset,
+        minimum_deployment_target=TARGETS[SINGLE.specification],
         skip_model_load=True,
     ).save(str(tmp_path / "stock.mlpackage"))
     folder, exported = single

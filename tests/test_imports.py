@@ -38,7 +38,7 @@ STEPS = LAYERS[6]
 
 ONLY_IN = {
     "prefect": ("flows",),
-    "coremltools": ("coreml", "export", "lower", "package"),
+    "coremltools": ("coreml",),
     "transformers": ("reference",),
     "huggingface_hub": ("card", "hub", "reference"),
     "hf_xet": ("localhub",),

@@ -3,7 +3,7 @@
 import gc
 import importlib
 import json
-from collections import defaultdict
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -16,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from coremltools.converters.mil import Builder as mb
+from coremltools.converters.mil.backend.mil.load import load as backend
 from coremltools.converters.mil.mil import types
 from torch import Tensor, nn
 
@@ -328,7 +329,12 @@ def saved(folder: Path, inputs: list[tuple[tuple[int, ...], Any]], build: Build)
         input_specs=[mb.TensorSpec(shape, dtype) for shape, dtype in inputs], opset_version=ct.target.iOS18
     )(build)
     path = folder / "test.mlpackage"
-    package.write(path, program, 9, "a test", defaultdict(str), {"author": "a test", "license": "mit"})
+    shutil.rmtree(path, ignore_errors=True)
+    weights = path / package.WEIGHTS.parent
+    weights.mkdir(parents=True)
+    spec = backend(program, weights_dir=str(weights), specification_version=9)
+    (path / package.SPEC).write_bytes(spec.SerializeToString())
+    (path / "Manifest.json").write_text(package.manifest())
     return path
 
 

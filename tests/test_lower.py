@@ -18,6 +18,7 @@ from hft2ane.export import INPUTS, OUTPUTS, SINGLE, build
 from hft2ane.lower import LACKED, ROWS, Symbol, Writer
 from hft2ane.mil import Program, open_package
 from hft2ane.psnr import psnr
+from tests.peer import assert_as_coremltools_writes_it
 
 TOKENS, CHANNELS, WORDS = 8, 6, 40
 ABOUT = {"author": "a test"}
@@ -58,7 +59,7 @@ def written(module: Any, folder: Path) -> Program:
     """The module's package, saved and read again."""
     program, _ = build(module, [TOKENS], SINGLE)
     path = folder / "small.mlpackage"
-    package.write(path, program, SINGLE.specification, "a test", INPUTS | OUTPUTS, ABOUT)
+    package.write(path, program, "a test", INPUTS | OUTPUTS, ABOUT)
     return open_package(path)
 
 
@@ -165,6 +166,7 @@ def test_row(row: str, compute: Compute, tmp_path: Path, monkeypatch: pytest.Mon
     module = Small(compute)
     program = written(module, tmp_path)
     assert row in met
+    assert_as_coremltools_writes_it(tmp_path / "small.mlpackage", tmp_path)
     reference = expected(module)
     (same,) = program.evaluate(ids(), mode="float32").values()
     (got,) = program.evaluate(ids()).values()
@@ -418,14 +420,15 @@ def test_every_operator_of_tensors_is_lowered_or_refused() -> None:
 
 
 @pytest.mark.parametrize("bad", [65505.0, float("inf"), float("nan")])
-def test_a_weight_beyond_fp16_is_named(bad: float) -> None:
+def test_a_weight_beyond_fp16_is_named(bad: float, tmp_path: Path) -> None:
     torch.manual_seed(1)
     module = Nested()
     module.blocks[1]["up"].weight[2, 3] = bad  # type: ignore[index]
     with pytest.raises(ExportError, match=r"^blocks\.1\.up\.weight: .* among the weights is not a finite fp16 number$"):
-        build(module, [TOKENS], SINGLE)  # type: ignore[arg-type]
+        written(module, tmp_path)
+    assert list(tmp_path.iterdir()) == []
     module.blocks[1]["up"].weight[2, 3] = 65504.0  # type: ignore[index]
-    build(module, [TOKENS], SINGLE)  # type: ignore[arg-type]
+    written(module, tmp_path)
 
 
 def test_a_tiny_eps_does_not_become_zero(tmp_path: Path) -> None:

@@ -12,13 +12,13 @@ import coremltools
 import numpy as np
 import pytest
 from coremltools import libmodelpackage
-from coremltools.converters.mil.mil import Builder as mb
-from coremltools.converters.mil.mil import Function, Program, types
 
 from hft2ane import package
 from hft2ane.errors import NoSpace, PackageError
 from hft2ane.mil import open_package
 from hft2ane.mil.proto import Model
+from hft2ane.mil.signatures import Type
+from hft2ane.mil.write import Function, Program, Weights
 
 ABOUT = {"input_ids": "What goes in.", "logits": "What comes out."}
 METADATA = {"author": "a test", "com.github.hft2ane.b": "2", "com.github.hft2ane.a": "1"}
@@ -26,17 +26,17 @@ METADATA = {"author": "a test", "com.github.hft2ane.b": "2", "com.github.hft2ane
 
 def program(values: int = 64) -> Program:
     """A look-up in a table that is large enough for the weight file."""
-    mb.name_count.clear()
+    made = Program(7, Weights(7))
+    function = Function(7, {"input_ids": Type((1, 8), "int32")}, made.weights)
     table = np.random.default_rng(1).standard_normal((values, 4)).astype(np.float16)
-    with Function({"input_ids": mb.placeholder((1, 8), types.int32)}, coremltools.target.iOS16) as function:
-        function.set_outputs([mb.gather(x=table, indices=function.inputs["input_ids"], axis=0, name="logits")])
-    made = Program()
-    made.add_function("main", function)
+    inputs = {"x": table, "indices": function.inputs["input_ids"], "axis": 0}
+    function.outputs = function.op("gather", "logits", inputs)
+    made.functions["main"] = function
     return made
 
 
 def write(path: Path, **changes: Any) -> Path:
-    package.write(path, changes.get("program") or program(), 7, "A table.", ABOUT, METADATA)
+    package.write(path, changes.get("program") or program(), "A table.", ABOUT, METADATA)
     return path
 
 
@@ -149,7 +149,7 @@ def test_an_interrupted_write_leaves_nothing(
 
 
 def test_weights_that_do_not_fit_on_the_disk(tmp_path: Path) -> None:
-    """coremltools' writer fails for real, in the midst of the weights."""
+    """Writing fails for real, in the midst of the weights."""
     large, before = program(200_000), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, before[1]))
     try:
@@ -162,7 +162,7 @@ def test_weights_that_do_not_fit_on_the_disk(tmp_path: Path) -> None:
 
 def test_what_has_no_description_is_not_written(tmp_path: Path) -> None:
     with pytest.raises(KeyError, match="logits"):
-        package.write(tmp_path / "x.mlpackage", program(), 7, "", {"input_ids": "in"}, METADATA)
+        package.write(tmp_path / "x.mlpackage", program(), "", {"input_ids": "in"}, METADATA)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from hft2ane.errors import EvaluationError
 from hft2ane.mil.constexpr import CONSTEXPR
-from hft2ane.mil.load import ANY, BY_NAME, Constant, Feature, Function, Op, Package, fits
+from hft2ane.mil.format import BY_NAME
+from hft2ane.mil.load import ANY, Constant, Feature, Function, Op, Package, fits
 from hft2ane.mil.ops import LISTS, OPS, STATIC
 
 Array = NDArray[Any]

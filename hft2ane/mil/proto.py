@@ -15,15 +15,18 @@ from hft2ane.errors import ToolchainMismatch
 PARENT = "hft2ane_coreml_proto"
 
 
-def _model_classes() -> ModuleType:
+def _classes(of: str) -> ModuleType:
     spec = find_spec("coremltools")
     if spec is None or spec.origin is None:
         raise ToolchainMismatch("coremltools is not installed: pip install 'hft2ane[convert]'")
-    parent = ModuleType(PARENT)
-    parent.__path__ = [str(Path(spec.origin).parent / "proto")]
-    sys.modules[PARENT] = parent
-    return importlib.import_module(f"{PARENT}.Model_pb2")
+    if PARENT not in sys.modules:
+        parent = ModuleType(PARENT)
+        parent.__path__ = [str(Path(spec.origin).parent / "proto")]
+        sys.modules[PARENT] = parent
+    return importlib.import_module(f"{PARENT}.{of}_pb2")
 
 
-Model = _model_classes().Model
+Model = _classes("Model").Model
+ArrayFeatureType = _classes("FeatureTypes").ArrayFeatureType
+ValueType, Value = _classes("MIL").ValueType, _classes("MIL").Value
 DecodeError = importlib.import_module("google.protobuf.message").DecodeError

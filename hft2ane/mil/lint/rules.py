@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hft2ane.mil.format import BY_NAME
 from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, key
-from hft2ane.mil.load import ANY, BY_NAME, Constant, Feature, Op
+from hft2ane.mil.load import ANY, Constant, Feature, Op
 from hft2ane.records import Device, LintSettings, Severity
 
 FP16_MAX = 65504.0
