@@ -164,7 +164,9 @@ def flat(value: Any) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor and its parts in the weight file. The tensor is held so that nothing else gets its address."""
+    """A tensor and its parts in the weight file. The tensor is held so that nothing else gets its address.
+
+    `form`: the variant that stores tensors so; float16 for whole numbers too, which none compresses."""
 
     tensor: Tensor
     form: Variant
@@ -313,8 +315,9 @@ class Writer:
                 return [pieces(tensor, label)]
 
         elif stored_as == "int8":
-            each_row = {"zero_point": Type(rows, "int8"), "scale": Type(rows, "float16")}
-            types = {"data": Type(shape, "int8"), **dict(sorted(each_row.items(), reverse=not later))}
+            types = {"data": Type(shape, "int8"), "zero_point": Type(rows, "int8"), "scale": Type(rows, "float16")}
+            if later:  # the order that constexpr_blockwise_shift_scale has them in
+                types["zero_point"] = types.pop("zero_point")
 
             def make() -> Any:
                 made = quantize(rounded(tensor, label))

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from hft2ane import demo, export, package, records, source, verify
-from hft2ane.ane import Embedding, Linear
+from hft2ane.ane import Embedding, Linear, to_channels, to_tokens
 from hft2ane.compress import LEAST_NUMBERS, PALETTES, WEIGHTS, Compressed, Palettized, compress, palettize, quantize
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
@@ -23,6 +24,7 @@ from hft2ane.records import VARIANTS, Exported, Gates, Job, Recipe, Report, Vari
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
+from tests.peer import assert_as_coremltools_writes_it
 
 Array = NDArray[Any]
 
@@ -243,6 +245,40 @@ def test_packages_compute_with_the_weights_that_are_meant(
     assert expected.keys() == got.keys()
     for name in expected:
         np.testing.assert_array_equal(got[name], expected[name])
+
+
+class Few(nn.Module):
+    """A linear layer of two rows, whose scales are too few for the weight file."""
+
+    OUTPUTS, inputs = ("logits",), ("input_ids", "attention_mask")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.classify = Embedding(40, LEAST_NUMBERS // 2), Linear(LEAST_NUMBERS // 2, 2, bias=False)
+        for seed, part in enumerate((self.words, self.classify)):
+            weight = torch.from_numpy(bell(*part.weight.shape, seed=seed).astype(np.float32))
+            part.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor]:
+        return (to_tokens(self.classify(to_channels(self.words(input_ids)))),)
+
+
+@pytest.mark.parametrize("lengths", [(16,), (8, 16)], ids=["single", "several"])
+def test_scales_of_few_rows_are_in_the_program_itself(lengths: tuple[int, ...], tmp_path: Path) -> None:
+    module: Any = Few()
+    deployment = export.SINGLE if len(lengths) == 1 else export.MULTIFUNCTION
+
+    def answer(name: str, variant: Variant) -> Array:
+        program, _ = export.build(module, lengths, deployment, variant=variant)
+        path = tmp_path / f"{name}.mlpackage"
+        package.write(path, program, "", export.INPUTS | export.OUTPUTS, {"author": ""})
+        assert_as_coremltools_writes_it(path, tmp_path)
+        given = {name: value for name, value in inputs().items() if name in module.inputs}
+        return open_package(path).evaluate(given, "main" if len(lengths) == 1 else "tokens_16")["logits"]
+
+    got = answer("int8", "int8")
+    assert with_dense_weights(module, "int8") == 2
+    np.testing.assert_array_equal(got, answer("dense", "float16"))
 
 
 def test_packages_say_what_they_are(single: tuple[Path, Exported]) -> None:

@@ -1,4 +1,4 @@
-"""Read a saved .mlpackage and evaluate it anywhere: protobuf and weight.bin only, no Mac, no coremltools converter."""
+"""Core ML programs as protobuf and weight.bin: written, read and evaluated anywhere, no Mac and no converter needed."""
 
 from pathlib import Path
 

@@ -138,7 +138,9 @@ def record(of: Type, offset: int) -> bytes:
 
 
 def whole(of: Type, pieces: Iterable[Any]) -> Array:
-    return np.frombuffer(b"".join(pieces), BY_NAME[of.dtype].holder).reshape(of.shape)
+    return np.frombuffer(b"".join(np.asarray(piece).tobytes() for piece in pieces), BY_NAME[of.dtype].holder).reshape(
+        of.shape
+    )
 
 
 class Operation(NamedTuple):
