@@ -189,6 +189,7 @@ class Writer:
     ) -> None:
         self.names = {module: name for name, module in root.named_modules()}
         self.parameters = {p.data_ptr(): name for name, p in root.named_parameters()}
+        self.loaded = {p.untyped_storage().data_ptr() for p in root.parameters()}
         self.function, self.stored, self.variant = function, stored, variant
         self.constants: dict[Any, Var] = {}
         self.stack: list[str] = []
@@ -295,13 +296,13 @@ class Writer:
         return self.constants[key, tensor.shape]
 
     def store(self, tensor: Tensor, stored_as: Variant, key: Any, name: str) -> Stored:
-        parameter = self.parameters.get(tensor.data_ptr())
-        content = key
-        if parameter is None:  # what a module computes anew at each length may be the same each time
-            values = rounded(tensor, name)
+        label, content = self.parameters.get(tensor.data_ptr(), name), key
+        if tensor.untyped_storage().data_ptr() not in self.loaded:
+            # What a module computes anew at each length may be the same each time.
+            values = rounded(tensor, label)
             content = (hashlib.sha256(values.tobytes()).digest(), values.dtype, values.shape, stored_as)
         if content not in self.stored:
-            self.stored[content] = Stored(tensor, stored_as, self.parts(tensor, stored_as, parameter or name))
+            self.stored[content] = Stored(tensor, stored_as, self.parts(tensor, stored_as, label))
         return replace(self.stored[content], tensor=tensor)
 
     def parts(self, tensor: Tensor, stored_as: Variant, label: str) -> dict[str, Held]:

@@ -14,20 +14,23 @@ import coremltools
 import numpy as np
 import pytest
 import torch
+import transformers
 from coremltools.models.utils import MultiFunctionDescriptor, save_multifunction
 from safetensors.torch import load_file, save_file
 
 from hft2ane import export, keys, package, records, source
 from hft2ane.errors import GateFailed, ToolchainMismatch, UnsupportedConfig
 from hft2ane.export import MULTIFUNCTION, SINGLE, Deployment, build
-from hft2ane.families import family
+from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.psnr import Deviation, deviation, psnr
 from hft2ane.records import TASKS, VARIANTS, Exported, Job, Recipe, Task, Variant
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
+from tests import test_families
 from tests.conftest import Checkpoint
-from tests.peer import TARGETS, assert_same, converted, reread, spec_of, values
+from tests.families import ROWS
+from tests.peer import TARGETS, assert_as_coremltools_writes_it, assert_same, converted, reread, spec_of, values
 
 Array = np.ndarray[Any, Any]
 
@@ -375,6 +378,19 @@ def test_coremltools_writes_the_same(
     assert spec_of(theirs).mlProgram.attributes.keys() == {
         "buildInfo"
     }  # which converter made it: all that we leave out
+
+
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in FAMILIES for task in family(name).tasks])
+def test_coremltools_writes_the_same_of_each_family(name: str, task: Task, tmp_path: Path) -> None:
+    """But for tied weights, which it has no way to store once: here each has its own."""
+    test_families.build(name, task, transformers.AutoConfig.for_model(name, **ROWS[name].tiny)).save_pretrained(
+        tmp_path / "source"
+    )
+    module: Any = rewrite(load(tmp_path / "source", task))
+    for parameter in module.parameters():
+        parameter.data = parameter.data.clone()
+    program, _ = build(module, [4, 8], MULTIFUNCTION, CHOICES if task == "multiple-choice" else None)
+    assert_as_coremltools_writes_it(saved(tmp_path / "mine.mlpackage", program), tmp_path)
 
 
 @pytest.mark.parametrize("lengths", [(LENGTH,), LENGTHS], ids=["single", "several"])
