@@ -3,7 +3,8 @@
 Loud: every parameter is drawn with a standard deviation of 0.3, those of layer norms too; with a model's own
 initialisation, swapped layer norms still reach 147 dB. And exact: in double precision a right rewrite is above 300 dB,
 whatever the numbers, and the least of the mistakes below at 103. In single precision rounding decides: 137 dB at the
-median, less where a score is small by chance.
+median, less where a score is small by chance; so there the bar is how far transformers itself then is from what it
+answers in double precision.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from tests.families import ROWS, Config
 EXACT = 250.0  # dB, both sides in double precision
 BAR = 130.0  # dB, what every mistake stays below
 SINGLE = 115.0  # dB, both sides in single precision
+SLACK = 10.0  # dB that rounding may cost us more than transformers: 5.9 at most in 515 cases of four families
 LENGTH = 12
 
 Inputs = Mapping[str, Tensor]
@@ -153,9 +155,13 @@ def test_rewrite_equals_transformers(tmp_path: Path, name: str, task: str, confi
     assert (original.family.model_type, original.task, original.absent) == (name, task, frozenset())
     asked = batches(model, task)
     expected = [ask(model, inputs) for inputs in asked]
-    assert fidelity(asked, expected, [run(original, inputs) for inputs in asked]) >= SINGLE
-    assert fidelity(asked, expected, [answer(original, inputs) for inputs in asked]) >= SINGLE
+    got = [run(original, inputs) for inputs in asked]
+    answered = [answer(original, inputs) for inputs in asked]
     assert exact(model, original, asked) >= EXACT
+    true = [{key: value.astype(np.float32) for key, value in ask(model, inputs).items()} for inputs in asked]
+    bar = fidelity(asked, true, expected) - SLACK
+    assert fidelity(asked, expected, got) >= bar
+    assert fidelity(asked, expected, answered) >= bar
 
 
 @pytest.mark.parametrize(("name", "task"), [(name, task) for name in ROWS for task in family(name).tasks])
