@@ -195,6 +195,27 @@ def test_an_encoder_is_taken_out_of_every_model_with_a_head(tmp_path: Path, name
     assert fidelity([inputs], [{"hidden": expected}], [{"hidden": got}]) >= SINGLE
 
 
+@pytest.mark.parametrize("name", ROWS)
+def test_every_family_gives_sentence_embeddings(tmp_path: Path, name: str) -> None:
+    model = loud(name, "feature-extraction", {})
+    model.save_pretrained(tmp_path)
+    kinds = {"": "Transformer", "1_Pooling": "Pooling"}
+    modules = [{"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in
+               enumerate(kinds.items())]  # fmt: skip
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    pooling = {"word_embedding_dimension": model.config.hidden_size, "pooling_mode_mean_tokens": True}
+    (tmp_path / "1_Pooling/config.json").write_text(json.dumps(pooling))
+    original, inputs = load(tmp_path, None), tokens(model, (LENGTH, 7), LENGTH)
+    inputs = {key: value for key, value in inputs.items() if key != "token_type_ids"}
+    hidden = ask(model, inputs)["last_hidden_state"]
+    keep = inputs["attention_mask"].numpy()[:, :, None]
+    expected = {"token_embeddings": hidden, "sentence_embedding": (hidden * keep).sum(1) / keep.sum(1)}
+    expected = {key: value.astype(np.float32) for key, value in expected.items()}
+    assert fidelity([inputs], [expected], [run(original, inputs)]) >= SINGLE
+    assert fidelity([inputs], [expected], [answer(original, inputs)]) >= SINGLE
+
+
 # Each breaks something of what the rewrite of a BERT for masked words is made of.
 def swap(one: str, other: str) -> Callable[[pytest.MonkeyPatch], None]:
     def mistake(patch: pytest.MonkeyPatch) -> None:
