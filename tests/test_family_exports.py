@@ -56,3 +56,18 @@ def test_package(tmp_path: Path, name: str, task: str, several: bool) -> None:
             answers = program.evaluate({key: inputs[key].int().numpy() for key in module.inputs}, function.name)
             got.append({key: value.astype(np.float32) for key, value in answers.items()})
         assert fidelity(asked, expected, got) >= ARTEFACT
+
+
+def test_albert_stores_a_layer_once(tmp_path: Path) -> None:
+    """Six uses of a layer weigh what one does; a second group of layers weighs a layer more."""
+    large = {"hidden_size": 96, "intermediate_size": 200}
+    stored = []
+    for n, more in enumerate(({"num_hidden_layers": 1}, {"num_hidden_layers": 6}, {"num_hidden_groups": 2})):
+        folder = tmp_path / str(n)
+        loud("albert", "token-classification", {**large, **more}).save_pretrained(folder)
+        saved(rewrite(load(folder, None)), [LENGTH], None, folder / "tiny.mlpackage")
+        stored.append((folder / "tiny.mlpackage" / package.WEIGHTS).read_bytes())
+    once, six, groups = stored
+    layer = 2 * (4 * 96 * 96 + 2 * 96 * 200)
+    assert once == six
+    assert layer < len(once) < len(groups) - layer

@@ -146,16 +146,20 @@ def test_an_encoder_is_taken_out_of_a_model_with_a_head(checkpoint: Checkpoint) 
 
 
 @pytest.mark.parametrize(
-    ("task", "output"),
-    [("fill-mask", "prediction_logits"), ("next-sentence-prediction", "seq_relationship_logits")],
+    ("original", "task", "output"),
+    [
+        ("BertForPreTraining", "fill-mask", "prediction_logits"),
+        ("BertForPreTraining", "next-sentence-prediction", "seq_relationship_logits"),
+        ("AlbertForPreTraining", "fill-mask", "prediction_logits"),
+    ],
 )
 def test_a_pretraining_checkpoint_has_two_heads_and_must_be_told_which(
-    checkpoint: Checkpoint, task: str, output: str
+    checkpoint: Checkpoint, original: str, task: str, output: str
 ) -> None:
-    folder = checkpoint("BertForPreTraining")
-    with pytest.raises(UnknownTask, match=r"'BertForPreTraining'.*say `task:` in the manifest, one of .*fill-mask"):
+    folder = checkpoint(original)
+    with pytest.raises(UnknownTask, match=rf"'{original}'.*say `task:` in the manifest, one of .*fill-mask"):
         load(folder, None)
-    assert equal(theirs(folder, "BertForPreTraining")[output], ours(folder, task)["logits"])
+    assert equal(theirs(folder, original)[output], ours(folder, task)["logits"])
 
 
 def test_labels(checkpoint: Checkpoint) -> None:
@@ -473,9 +477,9 @@ def test_a_real_masked_language_model_with_old_names() -> None:
 
 
 @pytest.mark.weights
-def test_a_real_checkpoint_without_a_family_and_with_a_wrong_tokenizer(tmp_path: Path) -> None:
+def test_a_real_checkpoint_in_pickle_and_with_a_wrong_tokenizer(tmp_path: Path) -> None:
     folder = obtain(PICKLED)
-    with pytest.raises(UnknownFamily, match="'albert'"):
+    with pytest.raises(SourceError, match=r"finds no weights: there is no model\.safetensors"):
         load(folder, None)
     shutil.copytree(folder, tmp_path / "model")
     with pytest.raises(SourceError, match="has 5 entries for a vocabulary of 591"):

@@ -14,7 +14,8 @@ def fill(
     tensors: Mapping[str, Tensor],
     unwanted: Iterable[str] = (),
 ) -> None:
-    """Give every parameter of `module` its tensor. `table`: module paths, ours to theirs, `{i}` meaning every layer.
+    """Give every parameter of `module` its tensor. `table`: module paths, ours to theirs, `{i}` meaning every layer, as
+    any other letter does.
 
     `unwanted` are regular expressions for tensors that the task does not use. MissingWeights: a parameter without a row
     or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses, but for the rows of
@@ -49,7 +50,7 @@ def fill(
 
 def pattern(row: str) -> re.Pattern[str]:
     """`blocks.{i}.up` -> the expression that `blocks.3.up` matches, with i = 3."""
-    return re.compile(re.escape(row).replace(r"\{i\}", r"(?P<i>\d+)"))
+    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(row)))
 
 
 def left_out(module: nn.Module, path: str) -> bool:

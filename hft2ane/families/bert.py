@@ -1,6 +1,6 @@
 """BERT (Devlin et al. 2018), absolute positions, encoder only, with every head that transformers has for it."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -51,23 +51,23 @@ POOLER = {"pooler": "pooler.dense"}
 class Encoder(_heads.Encoder):
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
         super().__init__(config, absent)
-        channels, width, eps = config.hidden_size, self.width(config), config.layer_norm_eps
+        channels, width = config.hidden_size, self.width(config)
         self.words = Embedding(config.vocab_size, width)
         self.positions = Embedding(config.max_position_embeddings, width)
         self.types = Embedding(config.type_vocab_size, width)
-        self.norm = ChannelNorm(width, eps)
+        self.norm = ChannelNorm(width, config.layer_norm_eps)
         self.project = None if width == channels else Linear(width, channels)
-        self.blocks = nn.ModuleList(
-            Block(
-                Attention(channels, config.num_attention_heads),
-                channels,
-                config.intermediate_size,
-                config.hidden_act,
-                eps,
-            )
-            for _ in range(config.num_hidden_layers)
-        )
+        self.blocks = self.stack(config)
         self.inputs = ("input_ids", "attention_mask", "token_type_ids")[: 3 if config.type_vocab_size > 1 else 2]
+
+    def stack(self, config: Any) -> Iterable[nn.Module]:
+        """The layers in the order of their use."""
+        return nn.ModuleList(self.block(config) for _ in range(config.num_hidden_layers))
+
+    @staticmethod
+    def block(config: Any) -> Block:
+        attend = Attention(config.hidden_size, config.num_attention_heads)
+        return Block(attend, config.hidden_size, config.intermediate_size, config.hidden_act, config.layer_norm_eps)
 
     def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
         x: Tensor = self.norm(to_channels(self.embed(input_ids, token_type_ids)))
