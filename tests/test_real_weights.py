@@ -30,6 +30,9 @@ TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "vocab.txt", "special_to
 SIBLINGS: dict[str, dict[str, Any]] = {
     "distilbert": {"n_layers": 6, "n_heads": 12, "dim": 384, "hidden_dim": 1536},
     "electra": {"embedding_size": 384},
+    "mpnet": {"pad_token_id": 1},  # of which the texts have none
+    "roberta": {},
+    "xlm-roberta": {},
 }
 SIZES = {
     "vocab_size": 30522,
