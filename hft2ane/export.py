@@ -31,9 +31,9 @@ from hft2ane.rewrite import rewrite
 CHOICES = 4
 
 INPUTS = {
-    "input_ids": "Token ids from the model's tokenizer, padded to the fixed length.",
+    "input_ids": "Token ids from the model's tokenizer, padded on the right to the fixed length.",
     "attention_mask": "1 for tokens, 0 for padding.",
-    "token_type_ids": "0 for the first text, 1 for the second; all 0 for a single text.",
+    "token_type_ids": "From the model's tokenizer: all 0 for a single text, in most models 1 for the second of two.",
 }
 OUTPUTS = {
     "last_hidden_state": "Hidden state of each token after the last layer; ignore the padding.",

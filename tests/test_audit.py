@@ -20,6 +20,7 @@ from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
 from tests.test_condition import altered, louder
+from tests.test_families import loud, tokens
 
 
 class Small(nn.Module):
@@ -151,6 +152,21 @@ def test_scores_are_those_before_the_mask(checkpoint: Checkpoint) -> None:
     module = rewrite(original)
     largest = kinds(measure(module, calibration(folder, original, module.inputs, (16,))))
     assert largest["blocks.0.attend", "sum"] <= largest["blocks.0.attend", "scores"] < 1e4
+
+
+def test_constants_are_no_values_and_may_be_part_of_a_mask(tmp_path: Path) -> None:
+    """MPNet's: what is added to a score by distance is computed at export, and joined with the mask once."""
+    model = loud("mpnet", "feature-extraction", {})
+    model.save_pretrained(tmp_path)
+    module: Any = rewrite(load(tmp_path, None))
+    rows = tokens(model, (12, 5), 12)
+    largest = kinds(measure(module, [(rows["input_ids"], rows["attention_mask"])]))
+    assert [kind for path, kind in largest if path == ""] == [
+        "sum",
+        "activation",
+    ]  # of words and positions; the pooler's
+    most = float(module.distances.weight.abs().max())
+    assert largest["blocks.0.attend", "sum"] <= largest["blocks.0.attend", "scores"] + most
 
 
 # ---- on what

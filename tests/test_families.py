@@ -53,7 +53,7 @@ def loud(name: str, task: str, config: Config) -> Any:
 
 
 def build(name: str, task: str, settings: Any) -> Any:
-    torch.manual_seed(0)
+    torch.manual_seed(ROWS[name].seed)
     model = getattr(transformers, family(name).tasks[task].ORIGINAL)(settings).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.3)

@@ -32,6 +32,7 @@ from hft2ane.psnr import psnr
 from hft2ane.reference import Tokenizer, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import WORDS, Checkpoint
+from tests.test_families import loud, run, tokens
 
 Tensors = dict[str, Tensor]
 
@@ -102,6 +103,29 @@ def test_tensors_are_taken_by_whatever_name(checkpoint: Checkpoint, change: Call
     got = ours(folder)["logits"]
     assert equal(theirs(folder, "BertForMaskedLM")["logits"], got)
     assert equal(before, got) is (change is not both_ends)
+
+
+@pytest.mark.parametrize("name", ["camembert", "mpnet", "roberta", "xlm-roberta"])
+def test_a_masked_language_model_as_the_hub_has_it(tmp_path: Path, name: str) -> None:
+    """RoBERTa's: the decoder's bias by its other name alone, its weight left out, positions in a buffer, a pooler."""
+    model = loud(name, "fill-mask", {})
+    model.save_pretrained(tmp_path)
+    asked = tokens(model, (12, 5), 12)
+    expected = run(load(tmp_path, None), asked)
+
+    def change(tensors: Tensors) -> Tensors:
+        base = f"{model.base_model_prefix}."
+        kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("lm_head.decoder.")}
+        return kept | {
+            "lm_head.bias": model.lm_head.decoder.bias.detach(),
+            f"{base}embeddings.position_ids": torch.arange(18)[None],
+            f"{base}pooler.dense.weight": torch.randn(24, 24),
+            f"{base}pooler.dense.bias": torch.randn(24),
+        }
+
+    original = load(weights(tmp_path, change), None)
+    assert original.task == "fill-mask"
+    assert torch.equal(torch.tensor(run(original, asked)["logits"]), torch.tensor(expected["logits"]))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])

@@ -637,6 +637,18 @@ def test_minilm(tmp_path: Path) -> None:
 
 @pytest.mark.weights
 @pytest.mark.slow
+def test_mpnet(tmp_path: Path) -> None:
+    """All of all-mpnet-base-v2, at 64 tokens: 12 layers of 768 channels, a bias by distance in every score."""
+    report = measured(demo.MPNET, 64, tmp_path / "mpnet")
+    rewrite, artefact, *_ = report.fidelity
+    assert {m.output for m in rewrite.measures} == {"token_embeddings", "sentence_embedding"}
+    assert rewrite.psnr_min >= 110
+    assert artefact.psnr_min >= 60
+    assert all(m.psnr_min >= 66 and m.cosine_min > 0.99999 for m in artefact.measures if "sentences" in m.inputs)
+
+
+@pytest.mark.weights
+@pytest.mark.slow
 def test_splade(tmp_path: Path) -> None:
     report = measured(demo.MODELS[1], 64, tmp_path / "splade")
     rewrite, artefact = report.fidelity

@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from hft2ane.ane.attention import Masks
 from hft2ane.ane.layers import ACTIVATIONS, ChannelNorm, Linear
 
 
@@ -19,7 +20,7 @@ class Block(nn.Module):
         self.down = Linear(inner, channels)
         self.norm2 = ChannelNorm(channels, eps)
 
-    def forward(self, x: Tensor, *around: Tensor) -> Tensor:
+    def forward(self, x: Tensor, *around: Masks) -> Tensor:
         """`around`: what attention looks at besides x, the mask first."""
         x = self.norm1(x, self.attend(x, *around))
         x = self.norm2(x, self.down(self.act(self.up(x))))

@@ -89,6 +89,11 @@ class Family:
             raise UnsupportedConfig(
                 f"{where}: pad_token_id = {config.pad_token_id} is outside vocab_size = {config.vocab_size}"
             )
+        if self.tasks[task].limit(config) < 1:
+            raise UnsupportedConfig(
+                f"{where}: max_position_embeddings = {config.max_position_embeddings} leave no token a position after "
+                f"pad_token_id = {config.pad_token_id}"
+            )
 
     def is_head(self, tensor: str) -> bool:
         """Whether a tensor of this name (without the base model's prefix) serves other tasks only."""
@@ -129,6 +134,15 @@ def catalogue() -> dict[str, tuple[Task, ...]]:
             task for task in TASKS if task in tasks or (task == "sentence-embedding" and FEATURES in tasks)
         )
     return found
+
+
+def renamed(tasks: Mapping[str, type[Any]], prefix: str) -> dict[str, type[Any]]:
+    """The same classes for a model that transformers has under another name: RobertaModel -> XLMRobertaModel, say."""
+    theirs = tasks[FEATURES].ORIGINAL.removesuffix("Model")
+    return {
+        task: type(module.__name__, (module,), {"ORIGINAL": prefix + module.ORIGINAL.removeprefix(theirs)})
+        for task, module in tasks.items()
+    }
 
 
 def family(model_type: str) -> Family:

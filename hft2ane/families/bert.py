@@ -59,6 +59,12 @@ class Encoder(_heads.Encoder):
         self.project = None if width == channels else Linear(width, channels)
         self.blocks = self.stack(config)
         self.inputs = ("input_ids", "attention_mask", "token_type_ids")[: 3 if config.type_vocab_size > 1 else 2]
+        self.first = self.first_position(config)
+
+    @staticmethod
+    def first_position(config: Any) -> int:
+        """The row of the position table that the first token has."""
+        return 0
 
     def stack(self, config: Any) -> Iterable[nn.Module]:
         """The layers in the order of their use."""
@@ -80,7 +86,8 @@ class Encoder(_heads.Encoder):
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
         """(B, S) -> (B, S, C), before the norm. Two token types need no look-up, which would run on the CPU."""
         x: Tensor = self.words(input_ids)
-        types, fixed = self.types.weight, self.positions.weight[: input_ids.shape[1]]
+        types = self.types.weight
+        fixed = self.positions.weight[self.first : self.first + input_ids.shape[1]]
         if token_type_ids is None:
             return x + (fixed + types[0])
         if len(types) == 2:

@@ -23,6 +23,7 @@ class Row:
     drawn: Config = field(default_factory=dict)  # key -> a strategy, where CONFIG does not say which small values fit
     settle: Callable[[dict[str, Any]], None] = lambda _: None  # makes values that are drawn one by one fit together
     refused_for: tuple[tuple[str, str, Any], ...] = ()  # task, key, and a value that this task does not take
+    seed: int = 0  # of the weights: one with which no score is near 0 by chance, where rounding alone is -115 dB
 
 
 TINY = {

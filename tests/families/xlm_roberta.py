@@ -1,0 +1,3 @@
+from tests.families.roberta import ROW
+
+__all__ = ["ROW"]
