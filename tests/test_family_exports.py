@@ -25,7 +25,7 @@ def saved(module: Any, lengths: list[int], choices: int | None, path: Path) -> t
     """Writes the package; its functions, from the shortest on."""
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
     program, functions = build(module, lengths, deployment, choices)
-    package.write(path, program, deployment.specification, "a test", INPUTS | OUTPUTS, {"author": "a test"})
+    package.write(path, program, "a test", INPUTS | OUTPUTS, {"author": "a test"})
     return functions
 
 

@@ -111,7 +111,7 @@ def test_trained_weights_in_another_family(name: str, tmp_path: Path) -> None:
 
     program, functions = export.build(module, [LENGTH], export.SINGLE)
     path, about = tmp_path / "sibling.mlpackage", export.INPUTS | export.OUTPUTS
-    package.write(path, program, export.SINGLE.specification, "a test", about, {"author": "a test"})
+    package.write(path, program, "a test", about, {"author": "a test"})
     saved = open_package(path)
     got = np.concatenate(
         [
@@ -133,7 +133,7 @@ def test_a_layer_that_is_used_twelve_times(tmp_path: Path) -> None:
     module = rewrite(original)
     program, _ = export.build(module, [LENGTH], export.SINGLE)
     path, about = tmp_path / "real.mlpackage", export.INPUTS | export.OUTPUTS
-    package.write(path, program, export.SINGLE.specification, "a test", about, {"author": "a test"})
+    package.write(path, program, "a test", about, {"author": "a test"})
     assert (path / package.WEIGHTS).stat().st_size < 1_600_000
     saved = open_package(path)
     for reaction in ("CC(=O)O.OCC>>CC(=O)OCC.O", "c1ccccc1>>Brc1ccccc1", "N#CC", "C"):
