@@ -192,6 +192,7 @@ class Writer:
         self.loaded = {p.untyped_storage().data_ptr() for p in root.parameters()}
         self.function, self.stored, self.variant = function, stored, variant
         self.constants: dict[Any, Var] = {}
+        self.done: dict[Any, Any] = {}
         self.stack: list[str] = []
         self.used = set(reserved)
         self.numbers: Counter[str] = Counter()
@@ -240,7 +241,15 @@ class Writer:
         return row(self, *args, **telling)
 
     def emit(self, op: str, **inputs: Any) -> Any:
-        """One MIL operation; Symbols and tensors among its inputs become variables, its outputs become Symbols."""
+        """One MIL operation; Symbols and tensors among its inputs become variables, its outputs become Symbols.
+
+        What was asked for before, as the mask that attention and pooling both make, is not computed again."""
+        asked = (op, tuple((key, identity(value)) for key, value in inputs.items()))
+        if asked not in self.done:
+            self.done[asked] = self.write(op, inputs)
+        return self.done[asked]
+
+    def write(self, op: str, inputs: Mapping[str, Any]) -> Any:
         name = self.name(op)
         values = {
             key: self.value(value, f"{name}_{key}", COMPRESSIBLE.get((op, key)))
@@ -358,6 +367,17 @@ class Writer:
         else:
             held = {**parts, "shape": immediate(np.array(shape, np.uint32))}
         return function.constexpr("constexpr_lut_to_dense", name, held, result)
+
+
+def identity(value: Any) -> Any:
+    """Equal for inputs that are the same. The writer holds all tensors that it has met: an address is one of them."""
+    if isinstance(value, Symbol):
+        return id(value.var)
+    if isinstance(value, Tensor):
+        return value.data_ptr(), value.dtype, value.shape, value.stride()
+    if isinstance(value, list | tuple):
+        return tuple(map(identity, value))
+    return type(value), value
 
 
 def identifier(path: str) -> str:

@@ -453,3 +453,15 @@ def test_outputs_must_be_computed() -> None:
         module.forward = lambda *inputs, answer=answer, m=module, inner=inner: answer(m, inner(*inputs)[0])
         with pytest.raises(ExportError, match=message):
             build(module, [TOKENS], SINGLE)
+
+
+def test_what_was_computed_before_is_not_computed_again(tmp_path: Path) -> None:
+    def compute(m: Small, x: Tensor) -> Tensor:
+        one, other = (torch.tanh(x * m.scale) + 1.5 for _ in range(2))
+        return one + torch.tanh(x * m.bias[0]) + other + 1.0
+
+    module = Small(compute)
+    program = written(module, tmp_path)
+    kinds = [op.type for op in program.function("main").ops]
+    assert [kinds.count(kind) for kind in ("tanh", "mul", "add")] == [2, 2, 4]
+    assert psnr(expected(module), program.evaluate(ids())["logits"]) > 60
