@@ -492,7 +492,7 @@ def embedding(writer: Writer, input: Symbol, weight: Tensor, padding_idx: int | 
 
 
 @lowers("channel_norm")
-def channel_norm(writer: Writer, x: Symbol, weight: Tensor, bias: Tensor, eps: float) -> Any:
+def channel_norm(writer: Writer, x: Symbol, weight: Tensor, bias: Tensor | None, eps: float) -> Any:
     """An eps of 1e-12 would round to zero."""
     return writer.emit("layer_norm", x=x, axes=[1], gamma=weight, beta=bias, epsilon=max(eps, EPS_LEAST))
 

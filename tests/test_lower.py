@@ -147,6 +147,7 @@ USES: list[tuple[str, Compute]] = [
     ("embedding", lambda m, x: F.embedding(m.ids, m.table)),
     ("embedding", lambda m, x: F.embedding(m.ids, weight=m.table, padding_idx=3)),
     ("channel_norm", lambda m, x: channel_norm(x, m.gamma, m.beta, 2.0**-10)),
+    ("channel_norm", lambda m, x: channel_norm(x, m.gamma, None, 2.0**-10)),
     ("einsum", lambda m, x: torch.einsum("bkhc,bchq->bkhq", torch.transpose(x, 1, 3), x)),
     ("einsum", lambda m, x: torch.einsum("bchk,bkhq->bchq", square(x), x)),
     ("einsum", lambda m, x: torch.einsum("bchk,bkhq->bchq", [m.scale, x[:, :1]])),

@@ -32,15 +32,22 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 
 
 class Linear(nn.Module):
-    """y = Wx + b over the channel axis: (B, n_in, 1, S) -> (B, n_out, 1, S)."""
+    """y = Wx + b over the channel axis: (B, n_in, 1, S) -> (B, n_out, 1, S).
 
-    def __init__(self, n_in: int, n_out: int, bias: bool = True) -> None:
+    `part`: which of how many linears it is that the checkpoint has as one, with the rows of each after another."""
+
+    def __init__(self, n_in: int, n_out: int, bias: bool = True, part: tuple[int, int] = (0, 1)) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(n_out, n_in, 1, 1))
         self.bias = nn.Parameter(torch.empty(n_out)) if bias else None
+        self.part = part
 
     def fit(self, name: str, tensor: Tensor) -> Tensor:
-        """A torch.nn.Linear's weight (n_out, n_in) as a 1×1 convolution's."""
+        """Its part of a torch.nn.Linear's weight (n_out · parts, n_in), as a 1×1 convolution's, or of the bias."""
+        index, parts = self.part
+        rows = len(self.weight)
+        if parts > 1 and len(tensor) == rows * parts:
+            tensor = tensor[rows * index : rows * (index + 1)]
         return tensor[:, :, None, None] if name == "weight" and tensor.dim() == 2 else tensor
 
     def forward(self, x: Tensor) -> Tensor:
@@ -75,7 +82,7 @@ class Embedding(nn.Module):
         return F.embedding(ids, self.weight)
 
 
-def channel_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+def channel_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
     """Layer norm over axis 1, as one op: two divergent orders of its parts cost dB or an op more in Core ML."""
     if torch.overrides.has_torch_function((x,)):
         result: Tensor = torch.overrides.handle_torch_function(channel_norm, (x,), x, weight, bias, eps)
@@ -89,10 +96,10 @@ class ChannelNorm(nn.Module):
     `scale` is a power of two by which x is multiplied first. A norm forgets it when the branch comes multiplied by it
     too and eps by its square: so a sum that is too large for fp16 is made small, see `condition`."""
 
-    def __init__(self, channels: int, eps: float) -> None:
+    def __init__(self, channels: int, eps: float, bias: bool = True) -> None:
         super().__init__()
         self.weight = nn.Parameter(torch.empty(channels))
-        self.bias = nn.Parameter(torch.empty(channels))
+        self.bias = nn.Parameter(torch.empty(channels)) if bias else None
         self.eps = eps
         self.scale = 1.0
 

@@ -53,9 +53,13 @@ def pattern(row: str) -> re.Pattern[str]:
     return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>\\d+)", re.escape(row)))
 
 
-def left_out(module: nn.Module, path: str) -> bool:
-    """Whether the module has None where this part would be."""
-    part: object = module
-    for name in path.split("."):
-        part = getattr(part, name, ...)
-    return part is None
+def left_out(module: nn.Module, row: str) -> bool:
+    """Whether the module has None where the part of this row would be, in every layer."""
+    parts: list[object] = [module]
+    for name in row.split("."):
+        parts = [each for part in parts for each in (within(part) if name == "{i}" else [getattr(part, name, ...)])]
+    return all(part is None for part in parts)
+
+
+def within(part: object) -> Iterable[object]:
+    return part if isinstance(part, nn.ModuleList) else [...]
