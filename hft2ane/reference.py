@@ -105,12 +105,14 @@ def read_config(folder: Path) -> tuple[Family, Any]:
     if not isinstance(raw.get("architectures") or [], list):
         raise UnsupportedConfig(f"{where}: architectures = {raw['architectures']!r} is no list")
     ours = family(raw["model_type"])
+    odd = [f"{key} = {raw[key]!r}" for key, allowed in ours.config.items() if key in raw and raw[key] not in allowed]
+    about = f"{where}: {', '.join(odd)}:" if odd else where  # what does not fit is mostly what went wrong
     try:
         return ours, transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **MANNER)
-    except (ValueError, OSError, KeyError, TypeError, AttributeError) as err:
-        raise UnsupportedConfig(f"{where} is not read by transformers: {one_line(err)}") from err
+    except (ValueError, OSError, KeyError, TypeError, AttributeError, ArithmeticError) as err:
+        raise UnsupportedConfig(f"{about} is not read by transformers: {one_line(err)}") from err
     except StrictDataclassError as err:
-        raise UnsupportedConfig(f"{where} has a value of the wrong kind: {one_line(err)}") from err
+        raise UnsupportedConfig(f"{about} has a value of the wrong kind: {one_line(err)}") from err
 
 
 def stored(folder: Path) -> list[str]:

@@ -10,7 +10,7 @@ A family file has
 
 import importlib
 import re
-from collections.abc import Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -37,6 +37,20 @@ class Between:
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
+
+
+@dataclass(frozen=True)
+class Such:
+    """The values that `holds` is true of, as those of a config key; `about` says which."""
+
+    about: str
+    holds: Callable[[Any], bool]
+
+    def __contains__(self, value: object) -> bool:
+        return self.holds(value)
+
+    def __str__(self) -> str:
+        return self.about
 
 
 FEATURES = "feature-extraction"  # the task of an encoder without a head; every family has it
@@ -84,6 +98,12 @@ class Family:
             size, heads = (config.attribute_map.get(key, key) for key in ("hidden_size", "num_attention_heads"))
             raise UnsupportedConfig(
                 f"{where}: {size} = {config.hidden_size} is no multiple of {heads} = {config.num_attention_heads}"
+            )
+        size = config.hidden_size // config.num_attention_heads
+        if size % 2 and getattr(config, "rope_parameters", None):
+            raise UnsupportedConfig(
+                f"{where}: num_attention_heads = {config.num_attention_heads} of hidden_size = {config.hidden_size} "
+                f"have {size} channels each, which is odd: rotary positions turn pairs of channels"
             )
         if config.pad_token_id is not None and not -1 <= config.pad_token_id < config.vocab_size:
             raise UnsupportedConfig(

@@ -63,6 +63,11 @@ class Encoder(nn.Module):
         """Of all norms."""
         return float(config.layer_norm_eps)
 
+    @staticmethod
+    def has_bias(config: Any, part: str) -> bool:
+        """Whether a head's `dense`, its `norm` or its `decoder` has one."""
+        return True
+
 
 class FeatureExtractor(Encoder):
     OUTPUTS = ("last_hidden_state",)
@@ -76,7 +81,8 @@ class Pooled(Encoder):
 
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
         super().__init__(config, absent)
-        self.pooler = None if "pooler" in absent else Linear(config.hidden_size, config.hidden_size)
+        size = config.hidden_size
+        self.pooler = None if "pooler" in absent else Linear(size, size, self.has_bias(config, "dense"))
         self.pool_act = self.pool_activation(config)
 
     def pool(self, x: Tensor) -> Tensor:
@@ -149,10 +155,10 @@ class MaskedLM(Encoder):
     def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
         super().__init__(config, absent)
         width = self.width(config)
-        self.transform = Linear(config.hidden_size, width)
+        self.transform = Linear(config.hidden_size, width, self.has_bias(config, "dense"))
         self.act = self.activation(config)
-        self.transform_norm = ChannelNorm(width, self.eps(config))
-        self.decoder = Decoder(width, config.vocab_size)
+        self.transform_norm = ChannelNorm(width, self.eps(config), self.has_bias(config, "norm"))
+        self.decoder = Decoder(width, config.vocab_size, self.has_bias(config, "decoder"))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         x = self.transform_norm(self.act(self.transform(self.encode(*inputs))))
