@@ -188,6 +188,8 @@ class Recorder(TorchFunctionMode):
             self.note("squares", args[0].square())
         elif name == "add" and masks:  # a masked score is out of the game: how low it is says nothing
             out = out[(masks[0] > MASKED / 2).expand_as(out)]
+            if not out.numel():
+                return
         elif name == "einsum":
             name = "scores" if args[0] == SCORES else "weighted sum"
         self.note(KINDS.get(name, name), out)

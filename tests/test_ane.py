@@ -7,8 +7,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hft2ane.ane import Attention, Decoder, additive_mask, attention, to_channels
-from hft2ane.ane.attention import SCORES, chunk
+from hft2ane.ane import (
+    Attention,
+    Decoder,
+    Linear,
+    RotaryAttention,
+    additive_mask,
+    attention,
+    fill,
+    near,
+    rotary,
+    rotary_tables,
+    to_channels,
+)
+from hft2ane.ane.attention import MASKED, SCORES, chunk
+from hft2ane.errors import MissingWeights
 
 TOKENS, CHANNELS, HEADS = 70, 12, 3
 
@@ -53,3 +66,54 @@ def test_a_decoder_in_parts(most: int, bias: bool, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Decoder, "MOST", most)
     x = torch.randn(2, TOKENS, CHANNELS, generator=torch.Generator().manual_seed(1)).double()
     torch.testing.assert_close(decoder(to_channels(x)), F.linear(x, decoder.weight[:, :, 0, 0], decoder.bias))
+
+
+@pytest.mark.parametrize("reach", [0, 5, 20, 40])
+def test_windows_of_near_keys(reach: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few queries at a time, with the keys that they reach, as all of them at once."""
+    module, x = loud(RotaryAttention(CHANNELS, HEADS, True)), stream()
+    padding, (cos, sin) = mask("of keys"), rotary_tables(100.0, CHANNELS // HEADS, TOKENS, torch.float64)
+    whole = module(x, near(padding, reach), cos, sin)
+    monkeypatch.setattr(attention, "QUERIES", 32)
+    monkeypatch.setattr(rotary, "QUERIES", 32)
+    windows = near(padding, reach)
+    assert isinstance(windows, list)
+    assert [(w.queries.start, w.queries.stop) for w in windows] == [(0, 32), (32, 64), (64, 70)]
+    assert [(w.keys.start, w.keys.stop) for w in windows] == [
+        (0, min(32 + reach, 70)), (32 - min(reach, 32), min(64 + reach, 70)), (64 - reach, 70)
+    ]  # fmt: skip
+    rows = torch.tensor([[TOKENS], [20]]) > torch.arange(TOKENS)  # what padding attends to is anything
+    got = module(x, windows, cos, sin)
+    torch.testing.assert_close(*(each[:, :, 0].transpose(1, 2)[rows] for each in (got, whole)))
+
+
+def test_all_keys_are_near() -> None:
+    padding = mask("of keys")
+    assert near(padding, TOKENS - 1) is padding
+    (corner,) = near(padding, TOKENS - 2)[:1, -1:, :, :1].flatten().tolist()
+    assert corner == MASKED
+
+
+@pytest.mark.parametrize("theta", [10_000.0, 160_000.0])
+def test_angles_far_from_the_beginning(theta: float) -> None:
+    """As transformers has them, to the last bits of fp32."""
+    size, tokens = 64, 8192
+    cos, sin = rotary_tables(theta, size, tokens, torch.float32)
+    rates = 1.0 / (theta ** (torch.arange(0, size, 2, dtype=torch.float) / size))
+    angles = torch.arange(tokens)[:, None].float() * rates
+    for got, expected in ((cos, angles.cos()), (sin, angles.sin())):
+        assert got.shape == (1, size, 1, tokens)
+        torch.testing.assert_close(got[0, size // 2 :, 0].T, expected * size**-0.25, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_linears_that_the_checkpoint_has_as_one(bias: bool) -> None:
+    module: Any = nn.ModuleDict({"one": Linear(3, 2, bias, part=(0, 2)), "other": Linear(3, 2, bias, part=(1, 2))})
+    tensors = {"both.weight": torch.randn(4, 3), **({"both.bias": torch.randn(4)} if bias else {})}
+    fill(module, {"one": "both", "other": "both"}, tensors)
+    x = torch.randn(1, 3, 1, 5)
+    expected = F.linear(x[0, :, 0].T, tensors["both.weight"], tensors.get("both.bias"))
+    got = torch.cat([module[name](x) for name in ("one", "other")], 1)
+    torch.testing.assert_close(got[0, :, 0].T, expected)
+    with pytest.raises(MissingWeights, match=r"'both.weight' has shape \(5, 3, 1, 1\), not \(2, 3, 1, 1\)"):
+        fill(module, {"one": "both", "other": "both"}, {"both.weight": torch.randn(5, 3)})

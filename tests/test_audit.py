@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hft2ane.ane import ChannelNorm, Linear, Normalize, Pool
+from hft2ane.ane import ChannelNorm, Linear, Normalize, Pool, additive_mask, near
 from hft2ane.audit import Batch, Measured, calibration, headroom, measure
 from hft2ane.cli import main
 from hft2ane.errors import GateFailed
@@ -121,6 +121,20 @@ def test_what_is_made_of_the_mask_is_no_value(mode: str) -> None:
     measured = measure(Pooled(), [(noise(), mask)])
     assert {r.max for r in measured.ranges} != set()
     assert max(r.max for r in measured.ranges) <= float(noise().abs().max()) + 1e-3
+
+
+def test_a_mask_with_constants_is_a_mask() -> None:
+    """What keys that are far away get is no value either, nor are the constants that it is made of."""
+
+    class Masked(Small):
+        def forward(self, x: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
+            return (x + near(additive_mask(attention_mask), 1),)
+
+    scores, mask = noise(channels=5), torch.tensor([[1.0, 1.0, 1.0, 0.0, 0.0]])
+    (only,) = measure(Masked(), [(scores, mask)]).ranges
+    seen = [(key, query) for key in range(3) for query in range(5) if abs(key - query) <= 1]
+    assert only.kind == "sum"
+    assert only.max == pytest.approx(max(float(scores[0, key, 0, query].abs()) for key, query in seen), rel=1e-3)
 
 
 def test_every_layer_of_a_model_and_every_operation_of_its_graph(checkpoint: Checkpoint) -> None:

@@ -20,6 +20,8 @@ from hft2ane.ane.layers import (
     to_tokens,
 )
 from hft2ane.ane.pooling import POOLING, Normalize, Pool
+from hft2ane.ane.rotary import RotaryAttention, near, rotary_tables
+from hft2ane.ane.stream import Gated, Layer, Stream, Value
 from hft2ane.ane.weights import fill
 
 __all__ = [
@@ -32,12 +34,19 @@ __all__ = [
     "ChannelNorm",
     "Decoder",
     "Embedding",
+    "Gated",
+    "Layer",
     "Linear",
     "Normalize",
     "Pool",
+    "RotaryAttention",
+    "Stream",
+    "Value",
     "additive_mask",
     "channel_norm",
     "fill",
+    "near",
+    "rotary_tables",
     "to_channels",
     "to_tokens",
 ]

@@ -15,6 +15,7 @@ SCORES = 1 << 20
 QUERIES = 512
 
 Masks = Tensor | Sequence[Tensor]
+Pairs = tuple[tuple[str, str], ...]
 
 
 def additive_mask(attention_mask: Tensor) -> Tensor:
@@ -24,7 +25,13 @@ def additive_mask(attention_mask: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Attention with its output projection. Scores are (B, keys, 1, queries): softmax runs over channels."""
+    """Attention with its output projection. Scores are (B, keys, 1, queries): softmax runs over channels.
+
+    READS: the linears that x goes into; BALANCED: pairs of linears of which one may be made smaller and the other
+    larger by as much, see `condition`."""
+
+    READS = ("q", "k", "v")
+    BALANCED: Pairs = (("q", "k"), ("k", "q"), ("v", "out"))
 
     def __init__(self, channels: int, heads: int) -> None:
         super().__init__()
