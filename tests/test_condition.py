@@ -180,6 +180,134 @@ def test_nothing_is_done_where_nothing_is_needed(model: Any, tmp_path: Path) -> 
     assert saved(plain, tmp_path, "without")[0] == saved(module, tmp_path, "with")[0]
 
 
+# ---- residual streams of pre-norm layers
+
+
+def streaming(folder: Path, alter: Alter, **config: Any) -> tuple[Original, Batch]:
+    """A tiny ModernBERT with other weights, and a batch for it."""
+    model = loud("modernbert", "feature-extraction", config)
+    for name, parameter in model.named_parameters():
+        parameter.data = alter(name, parameter.data)
+    model.save_pretrained(folder)
+    asked = tokens(model, (LENGTH, 9), LENGTH)
+    return load(folder, None), tuple(asked[key].int() for key in ("input_ids", "attention_mask"))
+
+
+def both(original: Original, batch: Batch, folder: Path) -> tuple[Audit, Any, float, float]:
+    """The audit, the conditioned module, and the package's PSNR without and with conditioning."""
+    plain, module = rewrite(original), rewrite(original)
+    audit = condition(module, [batch])
+    without = fidelity(original, plain, saved(plain, folder, "without")[1], batch)
+    return audit, module, without, fidelity(original, module, saved(module, folder, "with")[1], batch)
+
+
+STREAM = ("Wo.", "embeddings.norm.")
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_an_overflowing_stream(tmp_path: Path, bias: bool) -> None:
+    """All of it times a power of two, and what reads it smaller by as much: the function of the model before."""
+    config = dict.fromkeys(("norm_bias", "attention_bias", "mlp_bias"), bias) | {"norm_eps": 1e-12}
+    known, _ = streaming(tmp_path / "known", lambda name, t: t, **config)
+
+    def alter(name: str, t: Tensor) -> Tensor:
+        if name.startswith("layers.0.attn.Wqkv.weight"):  # no norm before it
+            return t * 2.0**-15
+        return t * 2.0**15 if any(part in name for part in STREAM) else t
+
+    original, batch = streaming(tmp_path / "loud", alter, **config)
+    audit, module, without, within = both(original, batch, tmp_path)
+    assert without < 0
+    assert within >= GATE
+    assert [step.path.removeprefix("stream.") for step in audit.conditioned] == [
+        "start", "layers.0.norm2", *(f"layers.{i}.norm{n}" for i in (1, 2) for n in (1, 2)), "end"
+    ]  # fmt: skip
+    assert audit.conditioned[0].scaled == ("stream.start", "stream.layers.0.attend.qk", "stream.layers.0.attend.v")
+    assert all(step.exponent > 0 and step.eps_error <= EPS_ERROR for step in audit.conditioned)
+    scales = [scale for layer in module.stream.layers for scale in layer.scales]
+    assert len([scale for scale in scales if scale != 1]) <= 2  # so many operations more
+    assert audit.failures == ()
+    asked = dict(zip(("input_ids", "attention_mask"), batch, strict=True))
+    (expected,), (same,) = (each.answer(asked).values() for each in (known, original))
+    assert psnr(expected.numpy(), same.numpy()) > 100
+
+
+def test_a_stream_that_only_ends_large(tmp_path: Path) -> None:
+    """It is made smaller from there on: before, its numbers would be subnormal and no eps would survive."""
+
+    def alter(name: str, t: Tensor) -> Tensor:
+        if name.startswith("embeddings.norm") or (name.endswith("Wo.weight") and not name.startswith("layers.2")):
+            return t * 2.0**-6
+        return t * {"layers.2.mlp.Wi.weight": 2.0**3, "layers.2.mlp.Wo.weight": 2.0**14}.get(name, 1.0)
+
+    audit, module, without, within = both(*streaming(tmp_path / "loud", alter), tmp_path)
+    assert without < 0
+    assert within >= GATE
+    (done,) = audit.conditioned
+    assert (done.path, done.scaled) == ("stream.end", ("stream.layers.2.feed.down",))
+    assert [layer.scales for layer in module.stream.layers] == [[1, 1], [1, 1], [1, 2.0**-done.exponent]]
+    assert audit.failures == ()
+
+
+def test_a_stream_that_gets_small_again(tmp_path: Path) -> None:
+    """Biases add much to it, and the next ones take it away: then no eps would survive, and there is no need."""
+
+    def alter(name: str, t: Tensor) -> Tensor:
+        if name in ("layers.0.mlp.Wo.bias", "layers.1.attn.Wo.bias"):
+            return torch.full_like(t, 2.0**11) * torch.tensor([1.0, -1.0] * 12) * (1 if "mlp" in name else -1)
+        return t * 2.0**-6 if name.startswith("embeddings.norm") or "Wo." in name else t
+
+    original, batch = streaming(tmp_path, alter, mlp_bias=True, attention_bias=True)
+    module = rewrite(original)
+    audit = condition(module, [batch])
+    (done,) = audit.conditioned
+    assert (done.path, done.scaled) == ("stream.layers.1.norm1", ("stream.layers.0.feed.down",))
+    up = 2.0**done.exponent
+    assert [layer.scales for layer in module.stream.layers] == [[1, 1 / up], [up, 1], [1, 1]]  # type: ignore[attr-defined]
+    assert audit.failures == ()
+
+
+def test_an_eps_of_a_stream_that_matters_and_does_not_survive_fails(tmp_path: Path) -> None:
+    """Some tokens make large numbers, and others, which eps keeps small from the beginning on, do not."""
+
+    def alter(name: str, t: Tensor) -> Tensor:
+        if name.startswith("embeddings.tok"):
+            return torch.cat([t[:25] * 2.0**6, t[25:] * 2.0**-8])
+        if "attn.Wo" in name:  # each token for itself
+            return t * 0
+        return t * {"layers.1.mlp.Wi.weight": 2.0**3, "layers.1.mlp.Wo.weight": 2.0**15}.get(name, 1.0)
+
+    original, batch = streaming(tmp_path, alter, norm_eps=0.1)
+    audit = condition(rewrite(original), [batch])
+    assert audit.conditioned == ()
+    with pytest.raises(GateFailed, match=r"tiny: stream\."):
+        check(audit, "tiny")
+    (text,) = (text for text in audit.failures if text.startswith("stream.layers.1: sum"))
+    assert "the eps of stream.layers.2.norm1 would not survive" in text
+
+
+def test_a_gate_that_is_too_large(tmp_path: Path) -> None:
+    def alter(name: str, t: Tensor) -> Tensor:
+        if name == "layers.1.mlp.Wi.weight":
+            return torch.cat([t[: len(t) // 2], t[len(t) // 2 :] * 2.0**15])
+        return t * 2.0**-15 if name == "layers.1.mlp.Wo.weight" else t
+
+    audit, _, without, within = both(*streaming(tmp_path / "loud", alter), tmp_path)
+    assert [c.scaled for c in audit.conditioned] == [("stream.layers.1.feed.gate", "stream.layers.1.feed.down")]
+    assert without < 0
+    assert within >= GATE
+    assert audit.failures == ()
+
+
+def test_queries_and_keys_of_one_linear_are_not_balanced(tmp_path: Path) -> None:
+    def alter(name: str, t: Tensor) -> Tensor:
+        return t * 2.0**15 if name.startswith("layers.1.attn.Wqkv") else t
+
+    original, batch = streaming(tmp_path, alter)
+    with pytest.raises(GateFailed, match=r"tiny: stream\.layers\.1\.attend\.qk: linear up to"):
+        check(condition(rewrite(original), [batch]), "tiny")
+
+
 # ---- that it is the same function
 
 

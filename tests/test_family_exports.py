@@ -1,5 +1,6 @@
 """Every family and task as a saved package, at one length and at several: right at tokens in fp16, and linted."""
 
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hft2ane.records import Function
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.families import ROWS
-from tests.test_families import LENGTH, Inputs, ask, fidelity, loud, tokens
+from tests.test_families import EXACT, LENGTH, Inputs, ask, exact, fidelity, loud, tokens
 
 ARTEFACT = 40.0  # dB, over all rows of a length
 
@@ -88,3 +89,24 @@ def test_albert_stores_a_layer_once(tmp_path: Path) -> None:
     layer = 2 * (4 * 96 * 96 + 2 * 96 * 200)
     assert once == six
     assert layer < len(once) < len(groups) - layer
+
+
+def test_modernbert_looks_at_near_tokens_in_windows(tmp_path: Path) -> None:
+    """Beyond 512 tokens: no mask of all tokens for all, and no scores of keys out of reach."""
+    length, reach = 640, 32
+    model = loud(
+        "modernbert", "token-classification", {"max_position_embeddings": length, "local_attention": 2 * reach}
+    )
+    model.save_pretrained(tmp_path)
+    original = load(tmp_path, None)
+    module = rewrite(original)
+    path = tmp_path / "tiny.mlpackage"
+    (function,) = saved(module, [length], None, path)
+    assert [finding for finding in lint(path).findings if finding.severity == "error"] == []
+    soft = [op.outputs[0].shape for op in open_package(path).function("main").ops if op.type == "softmax"]
+    heads, first, second = model.config.num_attention_heads, 512 + reach, 128 + reach
+    local = {(1, first, 1, 512): heads, (1, second, 1, 128): heads}
+    assert Counter(soft) == {(1, length, 1, 512): 2 * heads, (1, length, 1, 128): 2 * heads, **local}
+    assert artefact(model, module, path, function) >= ARTEFACT
+    inputs = tokens(model, (length, 300), length)
+    assert exact(model, original, [inputs]) >= EXACT
