@@ -455,7 +455,7 @@ def evaluate(options: argparse.Namespace) -> int:
     from hft2ane.terminal import show_arrays, show_times
 
     program = open_package(options.package)
-    inputs = read_inputs(options.inputs, program.function(options.function))
+    inputs = read_inputs(options.inputs, program, options.function)
     times: dict[str, list[float]] = {}
     arrays = program.evaluate(
         inputs,
@@ -482,8 +482,12 @@ def compare(options: argparse.Namespace) -> int:
         raise BadInput(f"{options.reference} has outputs only: give --inputs, and no --where")
     program = open_package(options.package)
     reference = beside.read_arrays(options.reference) if only_outputs else open_package(options.reference)
-    graph = program.function(options.function)
-    samples = [beside.read_inputs(options.inputs, graph)] if options.inputs else beside.sample_inputs(graph)
+    if isinstance(reference, Program):
+        beside.check_alike(program, reference, options.function)
+    if options.inputs:
+        samples = [beside.read_inputs(options.inputs, program, options.function)]
+    else:
+        samples = beside.sample_inputs(program.function(options.function))
     found = beside.outputs(program, reference, samples, options.function, options.mode)
     show_compared(found, options.gate)
     if options.where and isinstance(reference, Program):

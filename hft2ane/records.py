@@ -322,7 +322,8 @@ class LintSettings:
     additive mask that is well (Apple: −1e4 in 2022, −4e4 in 2026). `query_chunk`: queries that attention takes at once
     (argmaxtools 256, ml-stable-diffusion 512, Apple 2026 576). `convolutions`: linear layers should be 1×1 convolutions
     (Apple does so; eeANE and GigaAM leave them and report 97 to 99.9 % on the engine). `fused_norms`: a norm should be
-    one op (Apple 2022 wrote its parts by hand)."""
+    one op (Apple 2022 wrote its parts by hand). `enumerated`: a list of shapes keeps a network on the engine, a range
+    does not (coremltools' documentation; not before macOS 14, coremltools#1909)."""
 
     __pydantic_config__ = STRICT
     system: Literal["macOS 26", "macOS 27"] = "macOS 27"
@@ -330,6 +331,7 @@ class LintSettings:
     query_chunk: int = 512
     convolutions: bool = True
     fused_norms: bool = True
+    enumerated: bool = True
 
 
 @dataclass(frozen=True)
@@ -355,7 +357,7 @@ class Finding:
 class Verdict:
     """Where one operation will run. `work`: its estimated floating-point operations; `why` is empty on the engine.
 
-    `measured` is what a compute plan on a Mac says, None where there is none."""
+    `measured` is what a compute plan on a Mac says, None where it says nothing or there is none."""
 
     __pydantic_config__ = STRICT
     function: str
@@ -370,6 +372,43 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """What a compute plan on a Mac says of one operation. `cost`: its share of the function's whole, 0 to 1."""
+
+    device: Device
+    cost: float | None
+
+
+# By the function's name and that of the operation's first result.
+Plan = Mapping[tuple[str, str], Planned]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Where a compute plan on a Mac puts the `ops` operations of a function that it knows: shares of them, of their
+    work as estimated here, and of the cost that the plan itself estimates (empty: it gives none), 0 to 1."""
+
+    __pydantic_config__ = STRICT
+    ops: int
+    share_of_ops: dict[Device, float]
+    share_of_work: dict[Device, float]
+    share_of_cost: dict[Device, float]
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """`ops` operations of one type that one rule (none: "") predicted to run on one device, and where a compute plan
+    puts them: what the rules are held against."""
+
+    __pydantic_config__ = STRICT
+    rule: str
+    type: str
+    predicted: Device
+    measured: Device
+    ops: int
+
+
+@dataclass(frozen=True)
 class Placed:
     """How much of a function is predicted to run where: shares of its operations and of its work, 0 to 1."""
 
@@ -379,11 +418,14 @@ class Placed:
     work: int
     share_of_ops: dict[Device, float]
     share_of_work: dict[Device, float]
+    measured: Measured | None = None
 
 
 @dataclass(frozen=True)
 class Lint:
-    """What the linter says of one package, worst findings first. Predicted from the saved file, on any machine."""
+    """What the linter says of one package, worst findings first. Predicted from the saved file, on any machine.
+
+    `calibration`: predicted against measured where there is a compute plan, disagreements first."""
 
     __pydantic_config__ = STRICT
     package: str
@@ -391,13 +433,31 @@ class Lint:
     findings: tuple[Finding, ...]
     placed: tuple[Placed, ...]
     verdicts: tuple[Verdict, ...]
+    calibration: tuple[Calibrated, ...] = ()
     schema: Literal[1] = SCHEMA
+
+
+@dataclass(frozen=True)
+class Latency:
+    """How long one function of a package takes on one compute unit of a Mac: `median_ms` and `least_ms` of `rounds`
+    predictions after `warm_up` others. `load_s`: to compile, load and prepare it before."""
+
+    __pydantic_config__ = STRICT
+    variant: str
+    function: str
+    unit: str
+    warm_up: int
+    rounds: int
+    median_ms: float
+    least_ms: float
+    load_s: float
 
 
 @dataclass(frozen=True)
 class Report:
     """report.json: what was measured. `failures` is empty exactly when the gates are passed. `lint`: a prediction for
-    each package, with a verdict only for what leaves the engine."""
+    each package, with a verdict only for what leaves the engine, or was measured to. `mac`: its chip and system, ""
+    where nothing was measured on one; only there is a `latency`."""
 
     __pydantic_config__ = STRICT
     protocol: str
@@ -407,6 +467,8 @@ class Report:
     not_measured: tuple[str, ...]
     seconds: float
     lint: tuple[Lint, ...] = ()
+    mac: str = ""
+    latency: tuple[Latency, ...] = ()
     schema: Literal[1] = SCHEMA
 
 

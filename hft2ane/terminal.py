@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -16,7 +19,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from hft2ane import records
-from hft2ane.records import Audit, Exported, Finding, Job, Lint, Report, Run, Task
+from hft2ane.records import Audit, Device, Exported, Finding, Job, Lint, Range, Report, Run, Task
 
 if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
@@ -47,7 +50,7 @@ class Screen:
     def __call__(self) -> Console:
         file = self.kept or sys.stdout
         # Nothing wraps a file or a pipe, so there the width is what a table needs.
-        return Console(file=file, width=None if file.isatty() else 160)
+        return Console(file=file, width=None if file.isatty() else 160, highlight=False)
 
     @contextlib.contextmanager
     def at(self, descriptor: int) -> Iterator[None]:
@@ -168,25 +171,67 @@ def show_report(report: Report) -> None:
             agreed = "" if m.top1 is None else f"{m.top1:.1%}"
             figures = (f"{m.psnr:.1f}", f"{m.psnr_min:.1f}", f"{m.psnr_median:.1f}", agreed)
             made.add_row(bar_.what, bar_.backend, m.output, str(m.length), m.inputs, str(m.rows), *figures)
-    screen().print(made)
+    console = screen()
+    console.print(made)
+    show_mac(report)
     for text in report.not_measured:
-        screen().print(f"[dim]Not measured here: {escape(text)}[/]")
+        console.print(f"[dim]Not measured here: {escape(text)}[/]")
+
+
+def show_mac(report: Report) -> None:
+    """What Core ML itself took and planned, where it was asked."""
+    console, right = screen(), ("median ms", "least ms", "load s")
+    made = table(f"\n{report.mac}: latency of one prediction", "", "function", "on", *right, right=right)
+    for each in report.latency:
+        figures = (f"{each.median_ms:.2f}", f"{each.least_ms:.2f}", f"{each.load_s:.1f}")
+        made.add_row(each.variant, escape(each.function), each.unit, *figures)
+    if report.latency:
+        console.print(made)
+    for found in report.lint:
+        if any(each.measured for each in found.placed):
+            console.print(f"\n[bold]{escape(found.package)}[/]")
+            show_placed(found)
+            made = table("\npredicted and measured", "rule", "operation", "predicted", "measured", "×", right=("×",))
+            for row in found.calibration:
+                style = "" if row.predicted == row.measured else "yellow"
+                made.add_row(row.rule, row.type, row.predicted, row.measured, str(row.ops), style=style)
+            console.print(made)
 
 
 def show_ranges(audit: Audit) -> None:
-    """In the order in which they are computed; red is what does not fit."""
-    right = ("largest", "bits of headroom", "subnormal")
-    made = table(f"fp16 ranges on {audit.rows} rows, {audit.tokens} tokens", "layer", "values", *right, right=right)
+    """In the order in which they are computed: layers that differ by their numbers are one row, of the one with the
+    least headroom. What does not fit is said in words below."""
+    rows: dict[tuple[str, str], tuple[int, Range]] = {}
     for r in audit.layers:
-        figures = (f"{r.max:.5g}", f"{r.headroom_bits:.1f}", f"{r.subnormal:.1%}")
-        made.add_row(escape(r.path or "model"), r.kind, *figures)
-    screen().print(made)
+        of = (re.sub(r"(?<=\.)\d+(?=\.|$)", "{i}", r.path), r.kind)
+        count, least = rows.get(of, (0, r))
+        rows[of] = (count + 1, min(least, r, key=lambda each: each.headroom_bits))
+    console, right = screen(), ("×", "largest", "bits", "lost")
+    made = table(
+        f"fp16 ranges on {audit.rows} rows, {audit.tokens} tokens",
+        "layer",
+        "values",
+        *right,
+        "in",
+        right=right,
+        whole=("layer",),
+    )
+    for (layer, _), (count, r) in rows.items():
+        numbered = re.search(r"\.(\d+)(?:\.|$)", r.path)
+        worst = f"layer {numbered[1]}" if numbered and count > 1 else ""
+        figures = (str(count), f"{r.max:.5g}", f"{r.headroom_bits:.1f}", f"{r.subnormal:.1%}")
+        made.add_row(escape((layer if count > 1 else r.path) or "model"), r.kind, *figures, worst)
+    console.print(made)
+    console.print(
+        "[dim]largest: magnitude, of the layer with the least headroom to 65504; bits: that headroom; "
+        "lost: share below fp16's least normal number. Every layer: ranges.json[/]"
+    )
     for c in audit.conditioned:
-        screen().print(
+        console.print(
             f"{escape(c.path)} computes with 2^-{c.exponent} of its values: {c.kind} were up to {c.max_before:g}"
         )
     for text in audit.failures:
-        screen().print(f"[red]{escape(text)}[/]")
+        console.print(f"[red]{escape(text)}[/]")
 
 
 def show_families(catalogue: Mapping[str, Sequence[Task]]) -> None:
@@ -228,55 +273,117 @@ def show_release(folder: Path, release: Path) -> None:
 
 
 def show_package(path: Path, summary: Summary, identity: str) -> None:
+    """Contract by function, operations beside one another, since functions mostly have the same."""
     console = screen()
-    console.print(f"[bold]{escape(path.name)}[/]  {summary.weight_bytes / 1e6:.1f} MB of weights, specification "
-                  f"{summary.specification_version}")  # fmt: skip
-    console.print(f"digest  {identity}")
+    console.print(f"[bold]{escape(path.name)}[/]")
+    console.print(f"specification {summary.specification_version}, from {summary.system} on")
+    kinds = ", ".join(f"{megabytes(size)} of {kind}" for kind, size in summary.weights.items() if size >= 5000)
+    console.print(f"{megabytes(summary.weight_bytes)} of weights" + (f": {kinds}" if kinds else ""))
+    console.print(f"digest {identity}")
     for function in summary.functions:
         mark = " (default)" if function.name == summary.default and len(summary.functions) > 1 else ""
-        made = table(f"\nfunction {function.name}{mark}", "", "name", "shape", "type")
-        for kind, features in (("in", function.inputs), ("out", function.outputs)):
-            for feature in features:
-                made.add_row(kind, feature.name, " × ".join(map(str, feature.shape)), feature.dtype)
+        made = table(f"\nfunction {escape(function.name)}{mark}", "", "name", "shape", "type")
+        for kind, ports in (("in", function.inputs), ("out", function.outputs), ("state", function.states)):
+            for port in ports:
+                shape = " or ".join(port.may_be) or dimensions(port.shape, " × ")
+                made.add_row(kind, escape(port.name), shape, port.dtype)
         console.print(made)
-        counts = ", ".join(f"{count} {op}" for op, count in function.ops.items())
-        console.print(f"operations  {counts}")
-    made = table("\nmetadata", "", "")
-    for key, value in sorted(summary.metadata.items()):
-        made.add_row(escape(key), escape(value))
+    alike = all(function.ops == summary.functions[0].ops for function in summary.functions)
+    columns = summary.functions[:1] if alike else summary.functions
+    names = ["number" if alike else escape(function.name) for function in columns]
+    made = table(
+        "\noperations" + (" of each function" if alike and len(summary.functions) > 1 else ""), "", *names, right=names
+    )
+    for op in dict.fromkeys(op for function in columns for op in function.ops):
+        made.add_row(op, *(str(function.ops.get(op, 0)) for function in columns))
+    made.add_row("[bold]all[/]", *(str(sum(function.ops.values())) for function in columns))
     console.print(made)
+    made = table("\nmetadata", "", "", whole=("key",))
+    for key, value in (*summary.about.items(), *sorted(summary.metadata.items())):
+        made.add_row(escape(key), escape(value))
+    if summary.about or summary.metadata:
+        console.print(made)
+
+
+def megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB" if size >= 5e4 else f"{size / 1e3:.1f} kB"
+
+
+def dimensions(shape: Sequence[int], times: str = "×") -> str:
+    """`1×?×384`; −1 stands for a size that is not fixed."""
+    return times.join("?" if size < 0 else str(size) for size in shape)
+
+
+SHOWN = 5  # findings of one rule
 
 
 def show_lint(lint: Lint) -> None:
-    """The findings, what to do about them, and how much of each function will run where."""
+    """The findings by rule with what to do about them, and how much of each function will run where."""
     from hft2ane.mil.lint import RULES
 
     console = screen()
-    made = table(lint.package, "", "rule", "where", "what", "×", right=("×",), whole=("rule",))
+    console.print(f"[bold]{escape(lint.package)}[/]")
+    by_rule: dict[str, list[Finding]] = {}
     for finding in lint.findings:
-        where = escape(place(finding, lint))
-        made.add_row(styled(finding.severity), finding.rule, where, escape(finding.message), str(finding.count))
-    console.print(made if lint.findings else f"{escape(lint.package)}: no findings")
-    serious = dict.fromkeys(finding.rule for finding in lint.findings if finding.severity != "info")
-    if serious:
-        made = table("\nwhat to do", "rule", "", whole=("rule",))
-        for rule in serious:
-            made.add_row(rule, escape(RULES[rule].fix))
+        by_rule.setdefault(finding.rule, []).append(finding)
+    for rule, findings in by_rule.items():
+        fix = RULES[rule].fix
+        console.print(f"\n{styled(RULES[rule].severity)} [bold]{rule}[/]  {escape(fix)}")
+        made = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
+        made.add_column(width=2)
+        made.add_column(justify="right", no_wrap=True)
+        made.add_column(overflow="fold")
+        made.add_column(overflow="fold", style="dim")
+        for finding in findings[:SHOWN]:
+            made.add_row("", f"{finding.count} ×", escape(finding.message), escape(place(finding, lint)))
         console.print(made)
-    devices = ("ane", "cpu", "unknown")
-    made = table("\npredicted, not measured", "function", "ops", *devices, right=("ops", *devices))
+        if more := findings[SHOWN:]:
+            console.print(f"    [dim]and {sum(each.count for each in more)} × elsewhere: --json[/]")
+    counts = Counter(finding.severity for finding in lint.findings)
+    words = (
+        f"{counts['error']} error{'s'[counts['error'] == 1 :]}",
+        f"{counts['warning']} warning{'s'[counts['warning'] == 1 :]}",
+    )
+    console.print("\n" + (f"{', '.join(words)}, {counts['info']} info" if lint.findings else "no findings"))
+    show_placed(lint)
+    console.print("[dim]A prediction from the file; work is in floating-point operations. The rules: docs/lint.md[/]")
+
+
+def show_placed(lint: Lint) -> None:
+    """Shares by device, rounded down so that 100 % means all."""
+    devices: tuple[Device, ...] = ("ane", "gpu", "cpu", "unknown")
+    seen = [d for d in devices if d != "gpu" or any(d in (p.measured or p).share_of_ops for p in lint.placed)]
+    made = table("", "", "function", "of", *seen, right=seen)
+
+    def add(what: str, function: str, of: str, shares: Mapping[Device, float]) -> None:
+        made.add_row(what, escape(function), of, *(percent(shares.get(device, 0)) for device in seen))
+
     for each in lint.placed:
-        shares = (f"{each.share_of_ops.get(d, 0):.1%} ({each.share_of_work.get(d, 0):.2%})" for d in devices)  # type: ignore[call-overload]
-        made.add_row(escape(each.function), str(each.ops), *shares)
-    console.print(made)
-    console.print("[dim]Shares of operations (of estimated floating-point operations). The rules: docs/lint.md[/]")
+        add("predicted", each.function, f"{each.ops} operations", each.share_of_ops)
+        add("", "", flops(each.work), each.share_of_work)
+        if each.measured:
+            add("measured", "", f"{each.measured.ops} operations", each.measured.share_of_ops)
+            add("", "", "their work", each.measured.share_of_work)
+            if each.measured.share_of_cost:
+                add("", "", "their cost to Core ML", each.measured.share_of_cost)
+    screen().print(made)
+
+
+def percent(share: float) -> str:
+    return f"{math.floor(share * 1e3 + 1e-6) / 10:.1f} %"
+
+
+def flops(work: float) -> str:
+    """`1.4 GFLOP`"""
+    step = min(max(int(math.log10(max(work, 1))) // 3, 0), 4)
+    return f"{work / 1000**step:.3g} {('', 'k', 'M', 'G', 'T')[step]}FLOP"
 
 
 def place(finding: Finding, lint: Lint) -> str:
     """The layers; in which functions, where that is not all of them; and the operation's type and shape."""
     few = len(finding.functions) < len(lint.placed)
     functions = f"{', '.join(finding.functions)}: " if few else ""
-    shape = f"{finding.type} {'×'.join(map(str, finding.shape))}" if finding.type else ""
+    shape = f"{finding.type} {dimensions(finding.shape)}" if finding.type else ""
     return f"{functions}{finding.layer} {shape}".strip()
 
 
@@ -289,7 +396,7 @@ def show_arrays(arrays: Mapping[str, Array]) -> None:
         figures = [f"{each:.6g}" for each in taken] or [""] * 3
         finite = bool((abs(numbers) < float("inf")).all())
         shown = "yes" if finite else "[red]no[/]"
-        made.add_row(escape(name), " × ".join(map(str, values.shape)), str(values.dtype), *figures, shown)
+        made.add_row(escape(name), dimensions(values.shape, " × "), str(values.dtype), *figures, shown)
     screen().print(made)
 
 
@@ -313,14 +420,26 @@ def show_compared(found: Sequence[Compared], gate: float | None) -> None:
 
 
 def show_layers(layers: Sequence[Layer], least: float) -> None:
-    """Marks the first layer below `least` dB."""
-    made = table("\nby layer", "layer", "values", "PSNR", "worst value", "", right=("values", "PSNR"))
-    first = next((layer for layer in layers if layer.worst.below(least)), None)
+    """Then the first value below `least` dB, and what makes it."""
+    made = table("\nby layer", "layer", "values", "PSNR", "worst value", right=("values", "PSNR"), whole=("layer",))
+    parted = next(((layer, value) for layer in layers for value in layer.values if value.below(least)), None)
     for layer in layers:
-        mark = f"first below {least:g} dB" if layer is first else ""
-        row = (escape(layer.name), str(layer.values), decibels(layer.worst), escape(layer.worst.name), mark)
-        made.add_row(*row, style="red" if mark else "")
+        row = (
+            escape(layer.name),
+            str(len(layer.values)),
+            decibels(layer.worst),
+            escape(inner(layer.worst.name, layer)),
+        )
+        made.add_row(*row, style="red" if parted and layer is parted[0] else "")
     screen().print(made)
+    if parted:
+        value = parted[1]
+        screen().print(f"first below {least:g} dB: {escape(value.name)}, {decibels(value)}")
+
+
+def inner(value: str, layer: Layer) -> str:
+    """Its name without the layer's, which stands beside it."""
+    return value.removeprefix(f"{layer.name}_") if value != layer.name else ""
 
 
 def decibels(value: Compared) -> str:

@@ -18,14 +18,17 @@ import torch.nn.functional as F
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.backend.mil.load import load as backend
 from coremltools.converters.mil.mil import types
+from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 from torch import Tensor, nn
 
 from hft2ane import export, package, records, source
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
 from hft2ane.families import family
+from hft2ane.mil import target
 from hft2ane.mil.lint import RULES, lint, lint_package, sarif, table
 from hft2ane.mil.lint.graph import Graph, work
+from hft2ane.mil.lint.rules import weight_bytes
 from hft2ane.mil.load import Constant, Function, Op, Package, load
 from hft2ane.records import Finding, Job, Lint, LintSettings, Recipe
 from tests.conftest import Checkpoint
@@ -410,8 +413,119 @@ def test_a_state(small: Package) -> None:
     assert fires("state", changed(small, lambda f: replace(f, ops=tuple(replace(o, type="read_state") for o in f.ops))))
 
 
+def decoder(width: int) -> Build:
+    """One token's attention over a cache of this many numbers a row, as a stateful decoder has it."""
+
+    def build(x: Any, position: Any, cache: Any) -> Any:
+        query = mb.linear(x=x, weight=half(width, width))
+        begin = mb.concat(values=[np.int32([0, 0]), position, np.int32([0])], axis=0)
+        end = mb.concat(values=[np.int32([1, 2]), mb.add(x=position, y=np.int32([1])), np.int32([width])], axis=0)
+        kept = mb.slice_update(x=mb.read_state(input=cache), update=query, begin=begin, end=end)
+        keys = mb.coreml_update_state(state=cache, value=kept)
+        return mb.scaled_dot_product_attention(query=query, key=keys, value=keys)
+
+    return build
+
+
+def decoding(folder: Path, width: int) -> Package:
+    specs = [
+        mb.TensorSpec((1, 2, 1, width), F16),
+        mb.TensorSpec((1,), I32),
+        mb.StateTensorSpec((1, 2, 64, width), F16),
+    ]
+    program = mb.program(input_specs=specs, opset_version=ct.target.iOS18)(decoder(width))
+    path = folder / f"decoder-{width}.mlpackage"
+    package.write(path, program, 9, "a test", defaultdict(str), {"author": "a test"})
+    return load(path)
+
+
+def test_a_stateful_decoder(tmp_path: Path) -> None:
+    """write_state gives no value; of the rest each operation still has its verdict."""
+    loaded = decoding(tmp_path, 32)
+    found = lint_package(loaded, "x")
+    assert [v.type for v in found.verdicts].count("write_state") == 1
+    assert len(found.verdicts) == len(loaded.functions["main"].ops)
+    assert kinds(found, "error") == {"runtime-slice"}
+    assert kinds(found, "warning") == {"linear", "native-attention", "state"}
+    assert json.loads(json.dumps(sarif(found)))
+    assert fires("state-width", decoding(tmp_path, 24))
+
+
+# ---- what a package claims to run on
+
+
+def claims(loaded: Package, version: int, opset: str) -> Package:
+    older = changed(loaded, lambda function: replace(function, opset=opset))
+    return replace(older, specification_version=version)
+
+
+ENDS = {"iOS 16": 7, "iOS 17": 8, "iOS 18": 9, "iOS 26": 10}
+
+
+@pytest.mark.parametrize(
+    ("row", "needed"),
+    [
+        ("native-attention", "iOS 18"),  # scaled_dot_product_attention
+        ("quantized-activations", "iOS 17"),  # quantize
+        ("palette-groups", "iOS 18"),  # a table by group
+        ("int4-blocks", "iOS 18"),  # a type of four bits
+        ("copies", "iOS 16"),  # fp16 in and out
+    ],
+)
+def test_what_is_newer_than_the_package_claims(row: str, needed: str, tmp_path: Path) -> None:
+    inputs, build, _ = ROWS[row]
+    loaded, version = load(saved(tmp_path, inputs, build)), ENDS[needed]
+    assert not fires("target", claims(loaded, version, f"CoreML{version - 1}"))
+    found = lint_package(claims(loaded, version - 1, f"CoreML{version - 2}"), "x")
+    messages = [finding.message for finding in found.findings if finding.rule == "target"]
+    assert messages
+    assert all(f"needs {needed} / macOS" in message for message in messages)
+
+
+def test_an_opset_newer_than_the_specification(small: Package) -> None:
+    (hit,) = RULES["target"].check(
+        Graph(claims(small, 8, "CoreML8"), claims(small, 8, "CoreML8").functions["main"]), LintSettings()
+    )
+    assert hit.message == "opset CoreML8 needs iOS 18 / macOS 15, the package claims iOS 17 / macOS 14"
+
+
+def test_states_and_several_functions_need_ios_18(small: Package, tmp_path: Path) -> None:
+    both = replace(
+        small, functions={"a": small.functions["main"], "b": small.functions["main"]}, specification_version=8
+    )
+    older = replace(both, functions={name: replace(f, opset="CoreML7") for name, f in both.functions.items()})
+    (hit,) = RULES["target"].check(Graph(older, older.functions["a"]), LintSettings())
+    assert hit.message.startswith("several functions needs iOS 18")
+    states = claims(decoding(tmp_path, 32), 8, "CoreML8")
+    messages = [h.message for h in RULES["target"].check(Graph(states, states.functions["main"]), LintSettings())]
+    assert any(message.startswith("state cache needs iOS 18") for message in messages)
+
+
+def test_new_operations_are_those_of_coremltools() -> None:
+    """Its registry has, by operation, the targets that have it; states are a dialect of their own there."""
+    first = {op: min(targets) for op, targets in SSAOpRegistry.core_ops.items()}
+    newer = {op: int(version) for op, version in first.items() if version > ct.target.iOS15}
+    assert {**newer, "write_state": 9} == target.NEW_OPS
+    assert {version: opset for opset, version in target.OPSETS.items()}.items() <= ct._OPSET.items()
+    assert set(target.SYSTEMS) == {version for version in ct._OPSET if version >= 6}
+
+
+def test_weights_that_two_operations_share_are_stored_once(tmp_path: Path) -> None:
+    def shared(x: Any) -> Any:
+        weight = half(256, 64, 1, 1)
+        return mb.add(x=mb.conv(x=x, weight=weight), y=mb.conv(x=x, weight=weight))
+
+    loaded = load(saved(tmp_path, [(X, F16)], shared))
+    graph = Graph(loaded, loaded.functions["main"])
+    blobs = {id(constant) for op in graph.ops for name, constant in graph.constants(op) if name == "weight"}
+    assert weight_bytes(graph) < 256 * 64 * 2 * (len(blobs) + 1)
+    twice = changed(loaded, lambda f: replace(f, ops=f.ops * 2))
+    assert weight_bytes(Graph(twice, twice.functions["main"])) == weight_bytes(graph)
+
+
 def test_every_rule_has_a_row() -> None:
-    elsewhere = {"dynamic-shape", "weights-size", "constant-size", "small", "op-count", "state"}
+    elsewhere = {"dynamic-shape", "enumerated-shape", "weights-size", "constant-size", "small", "op-count"}
+    elsewhere |= {"state", "state-width", "target"}
     assert set(RULES) == set(ROWS) | elsewhere
 
 
@@ -579,11 +693,12 @@ class Recurrent(Stock):
 
 def stock(path: Path, module: nn.Module, precision: str = "float16", target: Any = None, length: Any = TOKENS) -> Path:
     torch.manual_seed(0)
+    shape = length if isinstance(length, ct.EnumeratedShapes) else (1, length)
     example = (torch.zeros(1, TOKENS, dtype=torch.int32), torch.ones(1, TOKENS, dtype=torch.int32))
     traced = torch.jit.trace(module.eval(), example)  # type: ignore[no-untyped-call]
     model = ct.convert(
         traced,
-        inputs=[ct.TensorType(name, shape=(1, length), dtype=np.int32) for name in ("ids", "mask")],
+        inputs=[ct.TensorType(name, shape=shape, dtype=np.int32) for name in ("ids", "mask")],
         outputs=[ct.TensorType("result")],
         compute_precision=ct.precision(precision),
         minimum_deployment_target=target or ct.target.iOS15,
@@ -623,6 +738,20 @@ def test_a_range_of_lengths(tmp_path: Path) -> None:
     assert hit.severity == "error"
     assert "1×?" in hit.message
     assert found.placed[0].share_of_ops == {"cpu": 1.0}
+
+
+def test_a_list_of_lengths_is_disputed(tmp_path: Path) -> None:
+    shapes = ct.EnumeratedShapes([(1, TOKENS), (1, 2 * TOKENS)])
+    loaded = load(stock(tmp_path / "stock.mlpackage", Flexible(), target=ct.target.iOS18, length=shapes))
+    found = lint_package(loaded, "x")
+    assert kinds(found, "error") == set()
+    listed = [finding.message for finding in found.findings if finding.rule == "enumerated-shape"]
+    assert listed == [f"input {name} has 2 shapes: 1×24, 1×48" for name in ("ids", "mask")]
+    assert RULES["enumerated-shape"].source.startswith("contradictory")
+    strict = lint_package(loaded, "x", LintSettings(enumerated=False))
+    assert "dynamic-shape" in kinds(strict, "error")
+    assert "enumerated-shape" not in kinds(strict, "warning")
+    assert fires("target", claims(loaded, 8, "CoreML7"))  # of two inputs, from iOS 18 on
 
 
 class Flexible(nn.Module):
@@ -692,7 +821,7 @@ def test_the_exit_code_is_by_severity(tmp_path: Path, capsys: pytest.CaptureFixt
     path = str(saved(tmp_path, *ROWS["linear"][:2]))
     assert main(["lint", path]) == 0
     assert main(["lint", path, "--fail-on", "warning"]) == 1
-    assert "predicted, not measured" in capsys.readouterr().out
+    assert "A prediction from the file" in capsys.readouterr().out
     assert main(["lint", str(tmp_path)]) == 1
     assert "this is not an .mlpackage" in capsys.readouterr().err
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hft2ane.errors import EvaluationError, PackageError
 from hft2ane.mil import Program, open_package
-from hft2ane.mil.inspect import FunctionSummary, inspect
+from hft2ane.mil.inspect import Port, inspect
 from hft2ane.mil.load import ANY, Feature, load
 from hft2ane.mil.proto import Model
 from hft2ane.psnr import psnr
@@ -176,8 +176,17 @@ def test_inspect(good: Path) -> None:
     summary = inspect(good)
     main = open_package(good).functions["main"]
     ops = {"gather": 1, "linear": 1, "softmax": 1, "reduce_max": 1}
-    assert summary.functions == (FunctionSummary("main", main.inputs, main.outputs, ops, len(main.constants)),)
+    (function,) = summary.functions
+    assert (function.name, function.ops, function.constants) == ("main", ops, len(main.constants))
+    assert function.inputs == (Port("ids", (5,), "int32", ()),)
+    assert function.outputs == (Port("shares", (5, 8), "float16", ()), Port("peaks", (5,), "float16", ()))
+    assert function.states == ()
     assert len(main.constants) >= 3
+    assert summary.system == "iOS 18 / macOS 15"
+    assert summary.weights["float16"] == sum(
+        each.stored.nbytes for each in main.constants.values() if each.dtype == "float16"
+    )
+    assert sum(summary.weights.values()) < summary.weight_bytes  # which has records and padding
     assert summary.weight_bytes == (good / WEIGHTS).stat().st_size
     assert (summary.default, summary.metadata["who"], summary.specification_version) == ("main", "a test", 9)
 
@@ -253,6 +262,13 @@ def remembering(x: Any, cache: Any) -> Any:
 def stateful(folder: Path) -> Program:
     specs = [mb.TensorSpec((1, 3), types.fp16), mb.StateTensorSpec((4, 3), types.fp16)]
     return built(folder / "state.mlpackage", specs, remembering)
+
+
+def test_inspect_shows_states(tmp_path: Path) -> None:
+    stateful(tmp_path)
+    (function,) = inspect(tmp_path / "state.mlpackage").functions
+    assert function.states == (Port("cache", (4, 3), "float16", ()),)
+    assert function.ops["write_state"] == 1
 
 
 def test_a_state_lasts_from_call_to_call(tmp_path: Path) -> None:
@@ -364,6 +380,8 @@ def flexible(folder: Path, shape: Any) -> Program:
 def test_flexible_shapes(shape: Any, wanted: str, tmp_path: Path) -> None:
     program = flexible(tmp_path, shape)
     assert program.functions["main"].inputs[0].shape == (1, ANY, 2)
+    (port,) = inspect(tmp_path / "flexible.mlpackage").functions[0].inputs
+    assert " or ".join(port.may_be) == wanted.removeprefix("must be ").replace("\\", "")
     for length in (4, 6):
         x = np.random.default_rng(length).standard_normal((1, length, 2)).astype(np.float32)
         want = torch.tensor(x).double().reshape(1, -1).softmax(-1) * length

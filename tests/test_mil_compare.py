@@ -201,8 +201,8 @@ def test_compare_finds_the_first_layer_that_parts(good: Path, broken: Path, run:
     assert found(said, "pooled") < 35
     layers = [line for line in said.out.splitlines() if line.startswith(("embed", "blocks"))]
     assert [line.split()[0] for line in layers] == ["embed", "blocks_0", "blocks_1", "blocks_2"]
-    assert [("first below 50 dB" in line) for line in layers] == [False, False, True, False]
-    assert "blocks_1_mix" in layers[2] or "blocks_1_act" in layers[2] or "blocks_1_out" in layers[2]
+    [parted] = [line for line in said.out.splitlines() if line.startswith("first below 50 dB: ")]
+    assert "blocks_1_mix, " in parted  # whose weights are off
     assert "first below" not in run("compare", good, good, "--where").out
 
 

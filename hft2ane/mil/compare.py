@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from hft2ane.errors import BadInput, EvaluationError
 from hft2ane.mil.constexpr import CONSTEXPR
 from hft2ane.mil.evaluate import Mode, Program, check_inputs
-from hft2ane.mil.load import ANY, Constant, Feature, Function, Op
+from hft2ane.mil.load import ANY, Constant, Feature, Function, Op, fits
 from hft2ane.psnr import psnr
 
 Array = NDArray[Any]
@@ -44,11 +44,14 @@ class Compared:
 
 @dataclass(frozen=True)
 class Layer:
-    """The values of one layer: their number, and the worst of them."""
+    """The values of one layer, in order of computation."""
 
     name: str
-    values: int
-    worst: Compared
+    values: tuple[Compared, ...]
+
+    @property
+    def worst(self) -> Compared:
+        return _least(self.values)
 
 
 def read_arrays(path: Path) -> dict[str, Array]:
@@ -71,13 +74,13 @@ def write_arrays(path: Path, arrays: Mapping[str, Array]) -> None:
         raise BadInput(f"{path}: {err.strerror or err}") from err
 
 
-def read_inputs(path: Path, graph: Function) -> dict[str, Array]:
-    """The inputs of `graph` from an .npz file. BadInput says what is wanted."""
-    inputs = read_arrays(path)
+def read_inputs(path: Path, program: Program, function: str | None = None) -> dict[str, Array]:
+    """The inputs of a function from an .npz file. BadInput says what is wanted. EvaluationError: no such function."""
+    graph, inputs = program.function(function), read_arrays(path)
     try:
         check_inputs(graph, inputs)
     except EvaluationError as err:
-        raise BadInput(f"{path}: {err}") from err
+        raise BadInput(f"{path}: {err}{_choice(program) if function is None else ''}") from err
     return inputs
 
 
@@ -114,6 +117,7 @@ def _rows(graph: Function, name: str) -> int:
     """Rows of the table in which the input is looked up; 1 when it is in none, so that all is 0."""
     same = {name}
     shapes = {each: value.shape for each, value in graph.constants.items()}
+    shapes.update((each.name, each.shape) for each in (*graph.inputs, *graph.states))
     for op in graph.ops:
         shapes.update((out.name, out.shape) for out in op.outputs)
         if op.type == "gather" and _is_one(op, "indices", same):
@@ -128,6 +132,31 @@ def _is_one(op: Op, parameter: str, names: set[str]) -> bool:
     return any(not isinstance(each, Constant) and each in names for each in op.inputs[parameter])
 
 
+def check_alike(program: Program, reference: Program, function: str | None = None) -> None:
+    """BadInput: the two do not take the same inputs."""
+    here, there = program.function(function), reference.function(_same_function(reference, function))
+    takes, wanted = ({each.name: each for each in graph.inputs} for graph in (here, there))
+    for name in dict.fromkeys((*takes, *wanted)):
+        one, other = takes.get(name), wanted.get(name)
+        if one is None or other is None or not _alike(one, other):
+            raise BadInput(
+                f"input {name} is {_described(one)} in function {here.name}, {_described(other)} in function "
+                f"{there.name} of the reference{_choice(program)}"
+            )
+
+
+def _alike(one: Feature, other: Feature) -> bool:
+    return one.dtype == other.dtype and (fits(one.shape, other.shape) or fits(other.shape, one.shape))
+
+
+def _described(feature: Feature | None) -> str:
+    return f"{feature.dtype} {feature.shape}" if feature else "not there"
+
+
+def _choice(program: Program) -> str:
+    return f"; choose with --function: {', '.join(program.functions)}" if len(program.functions) > 1 else ""
+
+
 def outputs(
     program: Program,
     reference: Program | Mapping[str, Array],
@@ -135,22 +164,32 @@ def outputs(
     function: str | None = None,
     mode: Mode = "declared",
 ) -> list[Compared]:
-    """Each output's least PSNR over the samples. Outputs are paired by name, or a single one with a single one.
+    """Each output's least PSNR over the samples. Outputs are paired by name, else by shape where no two have the same.
     BadInput: there is nothing to pair."""
     worst: dict[str, Compared] = {}
     for inputs in samples:
         got = program.evaluate(inputs, function, mode=mode)
+        answers: Mapping[str, Array]
         if isinstance(reference, Program):
-            want = reference.evaluate(inputs, _same_function(reference, function), mode="float32")
+            answers = reference.evaluate(inputs, _same_function(reference, function), mode="float32")
         else:
-            want = dict(reference)
-        if len(got) == len(want) == 1:
-            want = dict(zip(got, want.values(), strict=True))
-        if not got.keys() & want.keys():
-            raise BadInput(f"no output in common: {', '.join(got)} here, {', '.join(want)} in the reference")
+            answers = reference
+        want = _paired(got, answers)
         for name in (name for name in got if name in want):
             worst[name] = _worse(worst.get(name), compared(name, want[name], got[name]))
     return list(worst.values())
+
+
+def _paired(got: Mapping[str, Array], want: Mapping[str, Array]) -> Mapping[str, Array]:
+    """What is wanted, by our names."""
+    if got.keys() & want.keys():
+        return want
+    if len(got) == len(want) == 1:
+        return dict(zip(got, want.values(), strict=True))
+    ours, theirs = ({array.shape: name for name, array in arrays.items()} for arrays in (got, want))
+    if len(ours) == len(theirs) == len(got) == len(want) and ours.keys() == theirs.keys():
+        return {name: want[theirs[shape]] for shape, name in ours.items()}
+    raise BadInput(f"no output in common: {', '.join(got)} here, {', '.join(want)} in the reference")
 
 
 def where(
@@ -171,7 +210,10 @@ def where(
         if out.name in theirs and out.shape == theirs[out.name].shape and _is_float(out) and _is_float(theirs[out.name])
     ]
     if not common:
-        raise BadInput("no value has the same name and shape in both packages")
+        raise BadInput(
+            "no value has the same name and shape in both packages, so there are no layers to pair: compare with a "
+            "package of the same origin, or with itself"
+        )
     worst: dict[str, Compared] = {}
     for inputs in samples:
         got = program.evaluate(inputs, graph.name, mode=mode, keep=common)
@@ -181,7 +223,7 @@ def where(
     layers: dict[str, list[Compared]] = {}
     for name in common:
         layers.setdefault(layer_of(name), []).append(worst[name])
-    return [Layer(name, len(values), _least(values)) for name, values in layers.items()]
+    return [Layer(name, tuple(values)) for name, values in layers.items()]
 
 
 def _is_float(feature: Feature) -> bool:

@@ -20,7 +20,7 @@ from torch import Tensor
 from hft2ane.errors import EvaluationError
 from hft2ane.mil.constexpr import CONSTEXPR
 from hft2ane.mil.format import BY_NAME
-from hft2ane.mil.load import ANY, Constant, Feature, Function, Op, Package, fits
+from hft2ane.mil.load import ANY, Constant, Feature, Function, Op, Package, fits, sizes
 from hft2ane.mil.ops import LISTS, OPS, STATIC
 
 Array = NDArray[Any]
@@ -351,17 +351,13 @@ def check_inputs(graph: Function, inputs: Mapping[str, Array]) -> None:
         if not fits(array.shape, feature.shape) or array.dtype != feature.dtype:
             raise EvaluationError(f"input {feature.name} is {array.dtype} {array.shape}, must be {_wanted(feature)}")
         ways = graph.flexible.get(feature.name, ())
-        if ways and not any(all(n in sizes for n, sizes in zip(array.shape, way, strict=True)) for way in ways):
-            shown = " or ".join(" × ".join(_sizes(sizes) for sizes in way) for way in ways)
+        if ways and not any(all(n in axis for n, axis in zip(array.shape, way, strict=True)) for way in ways):
+            shown = " or ".join(sizes(way) for way in ways)
             raise EvaluationError(f"input {feature.name} has shape {array.shape}, must be {shown}")
 
 
 def _wanted(feature: Feature) -> str:
     return f"{feature.dtype} {feature.shape}".replace(str(ANY), "any")
-
-
-def _sizes(sizes: range) -> str:
-    return str(sizes.start) if len(sizes) == 1 else f"{sizes.start}..{sizes.stop - 1}"
 
 
 def _remembered(graph: Function, state: State) -> dict[str, Tensor]:

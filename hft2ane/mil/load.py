@@ -24,6 +24,9 @@ Array = NDArray[Any]
 # ArrayFeatureType.ArrayDataType of the model's description.
 FEATURE_DTYPES = {65552: "float16", 65568: "float32", 131080: "int8", 131104: "int32"}
 
+# What people call the fields of the model's metadata.
+ABOUT = {"about": "shortDescription", "author": "author", "version": "versionString", "licence": "license"}
+
 ANY = -1  # a size that only the inputs of a call decide
 UNBOUNDED = 2**31 - 2
 
@@ -78,7 +81,8 @@ class Block:
 @dataclass(frozen=True)
 class Function:
     """One entry point. `constants` are its const operations by name, `ops` all the others in order. `states` last from
-    call to call. `flexible`: for an input with an ANY in its shape what it may be, each way a range an axis."""
+    call to call. `flexible`: for an input with an ANY in its shape what it may be, each way a range an axis. `opset`
+    is the version of the operations, `CoreML6` for iOS 16."""
 
     name: str
     inputs: tuple[Feature, ...]
@@ -87,17 +91,20 @@ class Function:
     ops: tuple[Op, ...]
     states: tuple[Feature, ...]
     flexible: Mapping[str, tuple[tuple[range, ...], ...]]
+    opset: str
 
 
 @dataclass(frozen=True)
 class Package:
-    """`metadata`: what the package says of itself (userDefined); `weight_bytes`: size of its weight files."""
+    """`metadata`: what the package says of itself (userDefined), `about`: its description, author, version and licence,
+    those that it has; `weight_bytes`: size of its weight files."""
 
     functions: Mapping[str, Function]
     default: str
     metadata: Mapping[str, str]
     specification_version: int
     weight_bytes: int
+    about: Mapping[str, str]
 
 
 def load(path: Path) -> Package:
@@ -134,6 +141,11 @@ def fits(shape: Sequence[int], declared: Sequence[int]) -> bool:
     return len(shape) == len(declared) and all(
         size in (ANY, actual) for actual, size in zip(shape, declared, strict=True)
     )
+
+
+def sizes(way: tuple[range, ...]) -> str:
+    """`1 × 8..64`"""
+    return " × ".join(str(axis.start) if len(axis) == 1 else f"{axis.start}..{axis.stop - 1}" for axis in way)
 
 
 def _ways(array: Any) -> tuple[tuple[range, ...], ...]:
@@ -232,6 +244,7 @@ class _Reader:
             metadata=dict(described.metadata.userDefined),
             specification_version=model.specificationVersion,
             weight_bytes=sum(weights.bytes.size for weights in self.weights.values()),
+            about={word: text for word, field in ABOUT.items() if (text := getattr(described.metadata, field))},
         )
 
     def function(self, name: str, proto: Any, contract: Any) -> Function:
@@ -252,7 +265,7 @@ class _Reader:
         self.agree("output", outputs, contract.output)
         self.agree("state", states, contract.state)
         constants = {each: value for each, value in values.items() if isinstance(value, Constant)}
-        return Function(name, inputs, outputs, constants, ops, states, flexible)
+        return Function(name, inputs, outputs, constants, ops, states, flexible, str(proto.opset))
 
     def operations(
         self, operations: Iterable[Any], values: dict[str, Feature | Constant], place: str

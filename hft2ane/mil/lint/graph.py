@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 
@@ -37,12 +38,13 @@ class Graph:
     """A function's operations without its compressed constants, which `weights` has by the name of their value."""
 
     def __init__(self, package: Package, function: Function) -> None:
-        self.function = function
+        self.package, self.function = package, function
         self.ours = FAMILY in package.metadata
         self.weights = {op.outputs[0].name: op for op in function.ops if compressed(op)}
         self.ops = tuple(op for op in function.ops if not compressed(op))
         self.maker = {feature.name: op for op in self.ops for feature in op.outputs}
-        self.features = {f.name: f for f in (*function.inputs, *(f for op in function.ops for f in op.outputs))}
+        made = (feature for op in function.ops for feature in op.outputs)
+        self.features = {feature.name: feature for feature in (*function.inputs, *function.states, *made)}
         self.users: dict[str, list[Op]] = {}
         for op in self.ops:
             for name in names(op):
@@ -126,6 +128,14 @@ class Graph:
         numbered = r"_\d+_" if path == op.name else r"_\d+(_|$)"  # the last number may count uses of one module
         return path.replace("_", ".") if re.search(numbered, path) else path
 
+    def blocks(self) -> dict[str, Counter[str]]:
+        """Operations by type of each numbered layer, `blocks.3`, in our packages, whose names tell."""
+        found: dict[str, Counter[str]] = {}
+        for op in self.ops:
+            if self.ours and (numbered := re.match(r"(.*?\.\d+)(\.|$)", self.layer(op))):
+                found.setdefault(numbered[1], Counter())[op.type] += 1
+        return found
+
     def interval(self, binding: str | Constant, depth: int = 64) -> Interval | None:
         """What a mask can be, from least to greatest, when attention masks are 0 or 1; None: it cannot be told."""
         constant = binding if isinstance(binding, Constant) else self.function.constants.get(binding)
@@ -147,8 +157,13 @@ class Graph:
 
 
 def key(op: Op) -> str:
-    """Unique in a function, which an operation's name need not be."""
-    return op.outputs[0].name
+    """Unique in a function, which an operation's name need not be. write_state alone gives no value."""
+    return op.outputs[0].name if op.outputs else f"{op.type} {op.name}"
+
+
+def shape(op: Op) -> tuple[int, ...]:
+    """Of its first result."""
+    return op.outputs[0].shape if op.outputs else ()
 
 
 def names(op: Op) -> Iterator[str]:

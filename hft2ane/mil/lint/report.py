@@ -2,13 +2,25 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hft2ane.mil.lint.graph import HEAVY, MOVES, OPERANDS, Graph, key, work
+from hft2ane.mil.lint.graph import HEAVY, MOVES, OPERANDS, Graph, key, shape, work
 from hft2ane.mil.lint.rules import RULES, Hit, Rule
 from hft2ane.mil.load import Op, Package, load
-from hft2ane.records import Device, Finding, Lint, LintSettings, Placed, Severity, Verdict
+from hft2ane.records import (
+    Calibrated,
+    Device,
+    Finding,
+    Lint,
+    LintSettings,
+    Measured,
+    Placed,
+    Plan,
+    Planned,
+    Severity,
+    Verdict,
+)
 
 ORDER: Mapping[Severity, int] = {"error": 0, "warning": 1, "info": 2}
 
@@ -25,28 +37,32 @@ KNOWN = frozenset(
 RUN = frozenset({"float16", "int8", "int16", "uint8", "uint16"})
 
 
-def lint(path: Path, settings: LintSettings | None = None) -> Lint:
-    """What the rules say of the .mlpackage at `path`. PackageError: it cannot be read."""
-    return lint_package(load(path), path.name, settings)
+def lint(path: Path, settings: LintSettings | None = None, plan: Plan | None = None) -> Lint:
+    """What the rules say of the .mlpackage at `path`, beside what a compute plan of it says. PackageError: it cannot be
+    read."""
+    return lint_package(load(path), path.name, settings, plan)
 
 
-def lint_package(package: Package, name: str, settings: LintSettings | None = None) -> Lint:
-    chosen = settings or LintSettings()
+def lint_package(package: Package, name: str, settings: LintSettings | None = None, plan: Plan | None = None) -> Lint:
+    chosen, plan = settings or LintSettings(), plan or {}
     hits: list[tuple[Graph, Rule, Hit]] = []
     verdicts: list[Verdict] = []
+    places: list[Placed] = []
     for function in package.functions.values():
         graph = Graph(package, function)
         own = [(rule, hit) for rule in RULES.values() for hit in rule.check(graph, chosen)]
-        verdicts += judged(graph, own)
+        planned = [plan.get((function.name, key(op))) for op in graph.ops]
+        judgements = judged(graph, own, planned)
+        verdicts += judgements
+        places.append(placed(function.name, judgements, planned))
         hits += ((graph, rule, hit) for rule, hit in own)
     return Lint(
         package=name,
         settings=chosen,
         findings=tuple(sorted(grouped(hits), key=lambda each: ORDER[each.severity])),
-        placed=tuple(
-            placed(function, [v for v in verdicts if v.function == function]) for function in package.functions
-        ),
+        placed=tuple(places),
         verdicts=tuple(verdicts),
+        calibration=tuple(calibrated(verdicts)),
     )
 
 
@@ -65,7 +81,7 @@ def grouped(hits: Iterable[tuple[Graph, Rule, Hit]]) -> Iterator[Finding]:
             message=message,
             layer=layer,
             type=first.type if first else "",
-            shape=first.outputs[0].shape if first else (),
+            shape=shape(first) if first else (),
             count=len(found),
             ops=tuple(dict.fromkeys(op.name for _, op in found if op)),
         )
@@ -76,15 +92,15 @@ def pattern(layer: str) -> str:
     return re.sub(r"(?<![^._])\d+(?![^._])", "{i}", layer)
 
 
-def judged(graph: Graph, hits: Iterable[tuple[Rule, Hit]]) -> list[Verdict]:
-    """A rule that places an operation decides; else its types do, then whether the operation is known at all."""
+def judged(graph: Graph, hits: Iterable[tuple[Rule, Hit]], planned: Sequence[Planned | None]) -> list[Verdict]:
+    """Beside what a plan says. A rule that places an operation decides; else its types do, then whether it is known."""
     placing = [(rule, hit) for rule, hit in hits if rule.places]
     placed_by: dict[str, tuple[Device, str]] = {}
     for rule, hit in placing:
         for op in [hit.op] if hit.op else graph.ops:
             placed_by.setdefault(key(op), (rule.places or "unknown", f"{rule.id}: {hit.message}"))
     verdicts = []
-    for op in graph.ops:
+    for op, measured in zip(graph.ops, planned, strict=True):
         device, why = placed_by.get(key(op)) or by_type(graph, op)
         verdicts.append(
             Verdict(
@@ -92,10 +108,11 @@ def judged(graph: Graph, hits: Iterable[tuple[Rule, Hit]]) -> list[Verdict]:
                 op=op.name,
                 layer=graph.layer(op),
                 type=op.type,
-                shape=op.outputs[0].shape,
+                shape=shape(op),
                 work=work(graph, op),
                 predicted=device,
                 why=why,
+                measured=measured.device if measured else None,
             )
         )
     return verdicts
@@ -112,15 +129,40 @@ def by_type(graph: Graph, op: Op) -> tuple[Device, str]:
     return "ane", ""
 
 
-def placed(function: str, verdicts: list[Verdict]) -> Placed:
-    ops: Counter[Device] = Counter()
-    flops: Counter[Device] = Counter()
-    for verdict in verdicts:
-        ops[verdict.predicted] += 1
-        flops[verdict.predicted] += verdict.work
-    return Placed(function, ops.total(), flops.total(), shares(ops), shares(flops))
+def placed(function: str, verdicts: Sequence[Verdict], planned: Sequence[Planned | None]) -> Placed:
+    known = [(verdict, each) for verdict, each in zip(verdicts, planned, strict=True) if each]
+    measured = Measured(
+        ops=len(known),
+        share_of_ops=shares((each.device, 1) for _, each in known),
+        share_of_work=shares((each.device, verdict.work) for verdict, each in known),
+        share_of_cost=shares((each.device, each.cost) for _, each in known if each.cost is not None),
+    )
+    return Placed(
+        function=function,
+        ops=len(verdicts),
+        work=sum(verdict.work for verdict in verdicts),
+        share_of_ops=shares((verdict.predicted, 1) for verdict in verdicts),
+        share_of_work=shares((verdict.predicted, verdict.work) for verdict in verdicts),
+        measured=measured if known else None,
+    )
 
 
-def shares(counts: Counter[Device]) -> dict[Device, float]:
-    total = counts.total() or 1
-    return {device: round(count / total, 6) for device, count in sorted(counts.items())}
+def shares(amounts: Iterable[tuple[Device, float]]) -> dict[Device, float]:
+    sums: dict[Device, float] = {}
+    for device, amount in amounts:
+        sums[device] = sums.get(device, 0) + amount
+    total = sum(sums.values()) or 1
+    return {device: round(amount / total, 6) for device, amount in sorted(sums.items())}
+
+
+def calibrated(verdicts: Iterable[Verdict]) -> list[Calibrated]:
+    """What was predicted and what was measured, counted; disagreements first, then by number."""
+    counts = Counter((rule_of(v), v.type, v.predicted, v.measured) for v in verdicts if v.measured)
+    rows = [Calibrated(*of, ops) for of, ops in counts.items()]
+    return sorted(rows, key=lambda row: (row.predicted == row.measured, -row.ops, row.type))
+
+
+def rule_of(verdict: Verdict) -> str:
+    """The rule that decided, "" where types or the list of known operations did."""
+    named = verdict.why.partition(":")[0]
+    return named if named in RULES else ""

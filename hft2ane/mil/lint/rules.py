@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hft2ane.mil import target
 from hft2ane.mil.format import BY_NAME
-from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, key
+from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, key, shape
 from hft2ane.mil.load import ANY, Constant, Feature, Op
 from hft2ane.records import Device, LintSettings, Severity
 
@@ -76,6 +77,21 @@ def size(feature: Feature) -> int:
 
 def shown(shape: tuple[int, ...]) -> str:
     return "×".join("?" if size == ANY else str(size) for size in shape) or "scalar"
+
+
+# ---- what it can be loaded on
+
+
+@rule(
+    "target",
+    "error",
+    source="coremltools 9.0: the targets in its registry of operations, and their documentation",
+    fix="Convert with the deployment target that the message names, or without what needs it.",
+)
+def deployment_target(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
+    """Nothing is newer than the specification version and the opset that the package claims."""
+    for op, what, version, claimed in target.needs(graph.package, graph.function):
+        yield Hit(op, f"{what} needs {target.system(version)}, the package claims {target.system(claimed)}")
 
 
 # ---- shapes
@@ -170,11 +186,37 @@ def rank_5(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     fix="Fix the shapes: one package a length, or one function a length in a multifunction package.",
 )
 def dynamic_shape(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
-    """No size that only the inputs of a call decide."""
+    """No size that only the inputs of a call decide, unless those that it may have are listed."""
+    if settings.enumerated and enumerated(graph):
+        return
     for op in graph.ops:
         open_ended = next((f for f in (*op.outputs, *graph.read(op)) if ANY in f.shape), None)
         if open_ended is not None:
             yield Hit(op, f"{op.type} on a size known only at run time: {shown(open_ended.shape)}")
+
+
+def enumerated(graph: Graph) -> bool:
+    """Its inputs list the sizes that they may have, instead of a range."""
+    ways = [way for several in graph.function.flexible.values() for way in several]
+    return bool(ways) and all(len(sizes) == 1 for way in ways for sizes in way)
+
+
+@rule(
+    "enumerated-shape",
+    "warning",
+    source="contradictory: coremltools' documentation has the engine take up to 128 of them; coremltools#1909: before "
+    "iOS 17 / macOS 14 layer norms and attention leave it (setting enumerated)",
+    fix="One function a length in a multifunction package, which shares the weights just as well.",
+)
+def enumerated_shape(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
+    """Sizes are fixed, not listed."""
+    if settings.enumerated and enumerated(graph):
+        for name, ways in graph.function.flexible.items():
+            yield Hit(None, f"input {name} has {len(ways)} shapes: {', '.join(listed(way) for way in ways)}")
+
+
+def listed(way: tuple[range, ...]) -> str:
+    return shown(tuple(sizes.start for sizes in way))
 
 
 PADDING = "apple/coreai-models neural_engine_rules: rows are padded to 64 bytes"
@@ -223,11 +265,11 @@ def attention(graph: Graph) -> Iterator[tuple[Op, int, int]]:
     """Softmaxes whose result a product takes: the operation, keys, and queries of one head."""
     for op in graph.ops:
         if op.type == "softmax" and any(leads_to_product(graph, taker) for taker in graph.takers(op)):
-            shape = op.outputs[0].shape
+            sizes = shape(op)
             axis = int(graph.number(op, "axis") or 0) if "axis" in op.inputs else -1
-            last = axis % len(shape) == len(shape) - 1
-            queries = shape[-2] if last else max(shape[-2:]) if len(shape) > 1 else 1
-            yield op, shape[axis], queries
+            last = axis % len(sizes) == len(sizes) - 1
+            queries = sizes[-2] if last else max(sizes[-2:]) if len(sizes) > 1 else 1
+            yield op, sizes[axis], queries
         elif op.type == "scaled_dot_product_attention":
             query, keys = graph.bound(op, "query"), graph.bound(op, "key")
             if query is not None and keys is not None:
@@ -429,7 +471,7 @@ def cpu_op_at_end(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 def conv_3d(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """No convolution over three spatial axes."""
     for op in graph.ops:
-        if op.type in ("conv", "conv_transpose") and len(op.outputs[0].shape) == 5:
+        if op.type in ("conv", "conv_transpose") and len(shape(op)) == 5:
             yield Hit(op, f"{op.type} over three axes")
 
 
@@ -631,12 +673,24 @@ def matmul_transposes(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     fix="Fewer changes of layout; (B, C, 1, S) throughout needs one transpose an attention.",
 )
 def copies(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
-    """Transposes and reshapes, counted."""
-    counts = Counter(op.type for op in graph.ops if op.type in ("transpose", "reshape"))
-    softmaxes = sum(1 for _ in attention(graph))
-    if counts:
-        text = " and ".join(f"{count} {name}{'s' if count > 1 else ''}" for name, count in sorted(counts.items()))
-        yield Hit(None, text + (f" beside {softmaxes} attention softmaxes" if softmaxes else ""))
+    """Transposes and reshapes, counted, in all and in each layer."""
+    counts, softmaxes = Counter(op.type for op in graph.ops), sum(1 for _ in attention(graph))
+    if counts.keys() & set(COPIES):
+        text = counted(counts) + (
+            f" beside {softmaxes} attention softmax{'es'[: 2 * (softmaxes > 1)]}" if softmaxes else ""
+        )
+        most = max(graph.blocks().values(), key=Counter.total, default=None)
+        yield Hit(
+            None, text + (f"; {most.total()} operations a layer, with {counted(most) or 'neither'}" if most else "")
+        )
+
+
+COPIES = ("reshape", "transpose")
+
+
+def counted(counts: Counter[str]) -> str:
+    """`3 reshapes and 1 transpose`."""
+    return " and ".join(f"{counts[name]} {name}{'s'[: counts[name] > 1]}" for name in COPIES if counts[name])
 
 
 # ---- constants
@@ -683,7 +737,7 @@ def constant_overflow(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 def scalars(graph: Graph) -> Iterator[tuple[Op, str, float]]:
     """Numbers that are calculated with, not weights: operations that give fp16, parameter, value."""
     for op in graph.ops:
-        if op.outputs[0].dtype == "float16":
+        if any(feature.dtype == "float16" for feature in op.outputs):
             for parameter, constant in graph.constants(op):
                 if constant.dtype in FLOATS and constant.stored.size == 1:
                     yield op, parameter, abs(float(constant.stored[0]))
@@ -699,7 +753,7 @@ def constant_lost(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """No number that is 0 in fp16 where it must not be: epsilons, and small factors in fp32."""
     for op, parameter, value in scalars(graph):
         if value < FP16_LEAST and (value > 0 or parameter == "epsilon"):
-            yield Hit(op, f"{op.type}: {parameter} is {value:g}, 0 in fp16")
+            yield Hit(op, f"{op.type}: {parameter} is {value:g}" + (", 0 in fp16" if value else ""))
 
 
 @rule(
@@ -846,7 +900,9 @@ def constant_size(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 
 
 def weight_bytes(graph: Graph) -> int:
-    return sum(constant.stored.nbytes for op in graph.function.ops for _, constant in graph.constants(op))
+    """As stored, each constant once, however many operations take it."""
+    found = {id(constant): constant for op in graph.function.ops for _, constant in graph.constants(op)}
+    return sum(constant.stored.nbytes for constant in found.values())
 
 
 @rule(
@@ -873,7 +929,7 @@ def weights_size(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 def small(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """Networks of less than 50 MB may run on the CPU although the engine could."""
     if weight_bytes(graph) < SMALL:
-        yield Hit(None, f"{weight_bytes(graph) / 1e6:.1f} MB of weights: the system may prefer the CPU")
+        yield Hit(None, f"{weight_bytes(graph) / 1e6:.2g} MB of weights: the system may prefer the CPU")
 
 
 @rule(
@@ -964,13 +1020,26 @@ def quantized_activations(graph: Graph, settings: LintSettings) -> Iterator[Hit]
     "state",
     "warning",
     source="Anemll#27; coremltools#2553, #2325, #2631",
-    fix="Pass the cache in and out, or try it on every device; widths must be multiples of 32.",
+    fix="Pass the cache in and out, or try it on every device.",
 )
 def state(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """States need iOS 18 / macOS 15, and often do not run on the engine."""
     for op in graph.ops:
         if op.type in ("read_state", "write_state", "coreml_update_state"):
             yield Hit(op, f"{op.type} on the engine is not sure")
+
+
+@rule(
+    "state-width",
+    "warning",
+    source="coremltools#2631: a state of width 270 fails on the engine, 256 works",
+    fix="Make the last axis of the cache a multiple of 32, by another order of its axes or by padding.",
+)
+def state_width(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
+    """The last axis of a state is a multiple of 32."""
+    for each in graph.function.states:
+        if each.shape and each.shape[-1] % 32:
+            yield Hit(None, f"state {each.name} is {shown(each.shape)}, its last axis no multiple of 32")
 
 
 def table() -> str:
