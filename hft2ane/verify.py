@@ -23,7 +23,7 @@ from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import CAP, Exported, Fidelity, Job, Lint, Measure, Package, Progress, Report, Task, silent
+from hft2ane.records import CAP, Exported, Fidelity, Job, Latency, Lint, Measure, Package, Progress, Report, Task, silent
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
@@ -31,10 +31,12 @@ Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # int32 rows by input name -> outputs by name
 Runner = Callable[[int], Run]  # by length in tokens
 
-NOT_MEASURED_ON_A_MAC = ("share of operations on the Neural Engine, latency, memory",)
 NOT_MEASURED_ELSEWHERE = (
     "Core ML on a Mac: its own results, share of operations on the Neural Engine, latency, memory",
 )
+NO_ENGINE = "the Neural Engine: Core ML finds none on this Mac, as on a virtual one"
+SHARE = "share of operations on the Neural Engine"
+NO_PLAN = f"{SHARE}: Core ML tells it from macOS 14.4 on"
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,7 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         for each in exported.packages
         if digests[each.variant] != each.digest
     ]
-    linted = tuple(off_the_engine(lint(folder / each.file)) for each in exported.packages)
+    linted = tuple(judge(folder, each) for each in exported.packages)
     failures += [
         f"{each.package}: {finding.rule} at {finding.layer or 'the whole function'}: {finding.message}"
         for each in linted
@@ -103,9 +105,11 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         verify_key=keys.verify_key(digests, keys.PROTOCOL, keys.BACKEND),
         fidelity=tuple(fidelity for bar in bars if (fidelity := bar.fidelity())),
         failures=(*failures, *(f"{bar.what} ({bar.backend}): {text}" for bar in bars for text in bar.failures())),
-        not_measured=NOT_MEASURED_ON_A_MAC if coreml.available() else NOT_MEASURED_ELSEWHERE,
+        not_measured=not_measured(linted),
         seconds=round(time.monotonic() - started, 2),
         lint=linted,
+        mac=coreml.host() if coreml.available() else "",
+        latency=tuple(latencies(bars, asked)),
     )
     records.write(folder / "report.json", report)
     progress("verified", 1.0)
@@ -115,9 +119,34 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
     return report
 
 
-def off_the_engine(found: Lint) -> Lint:
-    """Without the verdicts on the thousand operations that stay on it."""
-    return replace(found, verdicts=tuple(v for v in found.verdicts if v.predicted != "ane"))
+def judge(folder: Path, exported: Package) -> Lint:
+    """The linter's prediction, and on a Mac what Core ML plans, without the verdicts on the thousand operations that
+    are on the engine by all that is known."""
+    path, functions = folder / exported.file, [function.name for function in exported.functions]
+    planned = coreml.available() and coreml.has_engine() and coreml.has_plans()
+    found = lint(path, plan=coreml.plan(path, functions) if planned else None)
+    return replace(found, verdicts=tuple(v for v in found.verdicts if {v.predicted, v.measured} - {"ane", None}))
+
+
+def latencies(bars: Iterable["Bar"], asked: Sequence["Row"]) -> Iterator[Latency]:
+    """Of what ran on Core ML, each function on one row: shapes are fixed, so the others take as long."""
+    for bar in bars:
+        for length, run in bar.runs.items():
+            if isinstance(run, coreml.Runner):
+                row = next(row for row in asked if row.length == length)
+                yield run.latency(bar.what, {name: tensor.int().numpy() for name, tensor in row.tensors.items()})
+
+
+def not_measured(linted: Iterable[Lint]) -> tuple[str, ...]:
+    """In words, what a report from here does not have."""
+    if not coreml.available():
+        return NOT_MEASURED_ELSEWHERE
+    if not coreml.has_engine():
+        return (NO_ENGINE, "memory")
+    if not coreml.has_plans():
+        return (NO_PLAN, "memory")
+    unknown = [f"{each.package} ({p.function})" for each in linted for p in each.placed if p.measured is None]
+    return (*(f"{SHARE} of {each}: the compute plan knows none of its operations" for each in unknown), "memory")
 
 
 def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:
@@ -132,7 +161,7 @@ def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:
     def core_ml(unit: str) -> Runner:
         return lambda length: coreml.Runner(path, names[length], unit)
 
-    units = coreml.UNITS if coreml.available() else ()
+    units = coreml.units() if coreml.available() else ()
     return [(keys.BACKEND, evaluator), *((f"coreml-{unit}", core_ml(unit)) for unit in units)]
 
 

@@ -1,6 +1,7 @@
 """What several test files need: an isolated environment, a Hub on this machine, and a tiny checkpoint."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,13 @@ from hft2ane.localhub import LocalHub  # noqa: E402 - after the environment is s
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiou")]
 
 Checkpoint = Callable[..., Path]
+
+
+@pytest.fixture(autouse=True)
+def no_core_ml(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a Mac too, what a test measures is measured by our evaluator, unless the test is about Core ML itself."""
+    if sys.platform == "darwin" and not request.node.get_closest_marker("mac"):
+        monkeypatch.setattr("hft2ane.coreml.available", lambda: False)
 
 
 @pytest.fixture

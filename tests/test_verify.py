@@ -1,18 +1,15 @@
-"""What is measured, on which inputs, and that nothing bad passes: spoilt results, spoilt packages, the Mac's runner."""
+"""What is measured, on which inputs, and that nothing bad passes: spoilt results, spoilt packages."""
 
 import hashlib
-import inspect
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from unittest.mock import create_autospec
 
-import coremltools
 import numpy as np
 import pytest
 import torch
@@ -20,7 +17,7 @@ import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
-from hft2ane import coreml, demo, export, keys, package, protocol, records, source, verify
+from hft2ane import demo, export, keys, package, protocol, records, source, verify
 from hft2ane.errors import GateFailed, PackageError
 from hft2ane.mil import open_package
 from hft2ane.protocol import CLOZE, PAIRS, SENTENCES
@@ -105,7 +102,6 @@ def test_report(job: Path) -> None:
 
 
 def test_what_is_not_measured_here_is_said(job: Path) -> None:
-    assert not coreml.available()
     report = verify.verify(job)
     assert not [bar for bar in report.fidelity if "coreml" in bar.backend]
     (text,) = report.not_measured
@@ -477,7 +473,7 @@ def test_the_package_is_linted_and_an_error_fails(job: Path, monkeypatch: pytest
     assert {each.severity for each in found.findings} == {"info"}
     assert {each.predicted for each in found.verdicts} <= {"cpu", "unknown"}
     wrong = replace(found, findings=(replace(found.findings[0], severity="error", rule="rank", layer="blocks.0"),))
-    monkeypatch.setattr(verify, "lint", lambda path: wrong)
+    monkeypatch.setattr(verify, "lint", lambda path, plan: wrong)
     with pytest.raises(GateFailed, match=r"^tiny\.float16\.mlpackage: rank at blocks\.0: "):
         verify.verify(job)
 
@@ -561,50 +557,6 @@ def test_no_report_of_an_earlier_package_stays(job: Path) -> None:
     with pytest.raises(PackageError):
         verify.verify(job)
     assert not (job / "report.json").exists()
-
-
-# --- the Mac ---
-
-
-def test_the_mac_is_called_as_coremltools_is_written() -> None:
-    model = coremltools.models.MLModel
-    assert {"compute_units", "function_name"} < inspect.signature(model).parameters.keys()
-    assert {unit.name for unit in coremltools.ComputeUnit} > set(coreml.UNITS)
-
-
-def test_the_mac(job: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a stand-in for MLModel that checks every call against the real signature, and computes as we do."""
-    asked: list[tuple[str, str | None]] = []
-    real = coremltools.models.MLModel
-
-    def opened(model: str, is_temp: bool = False, **options: Any) -> Any:
-        assert Path(model, "Manifest.json").is_file()
-        asked.append((options["compute_units"].name, options["function_name"]))
-        program = open_package(Path(model))
-        fake = create_autospec(real, instance=True)
-
-        def predict(data: Mapping[str, Array], state: None = None) -> Outputs:
-            assert {value.dtype for value in data.values()} == {np.dtype(np.int32)}
-            return program.evaluate(data, options["function_name"])
-
-        fake.predict.side_effect = predict
-        return fake
-
-    monkeypatch.setattr(coreml, "available", lambda: True)
-    monkeypatch.setattr(coremltools.models, "MLModel", create_autospec(real, side_effect=opened))
-    report = verify.verify(job)
-    assert sorted(asked) == [(unit, f"tokens_{n}") for unit in ("CPU_AND_NE", "CPU_ONLY") for n in (64, 8)]
-    rewrite, ours, *mac = report.fidelity
-    assert [bar.backend for bar in mac] == ["coreml-CPU_ONLY", "coreml-CPU_AND_NE"]
-    assert all(bar.measures == ours.measures and bar.gate == ours.gate for bar in mac)
-    assert report.not_measured == verify.NOT_MEASURED_ON_A_MAC
-
-
-def test_one_function_has_no_name_on_the_mac(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = create_autospec(coremltools.models.MLModel)
-    monkeypatch.setattr(coremltools.models, "MLModel", model)
-    coreml.Runner(tmp_path, "main", "CPU_AND_NE")
-    model.assert_called_once_with(str(tmp_path), compute_units=coremltools.ComputeUnit.CPU_AND_NE, function_name=None)
 
 
 # --- real weights ---
