@@ -6,7 +6,7 @@ BIN := .venv/bin
 .PHONY: help demo test check format
 
 help:  ## this list
-	@grep -hE '^[a-z.]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv: .venv/installed
 

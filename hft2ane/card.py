@@ -35,9 +35,11 @@ from hft2ane.records import (
     Conversion,
     Exported,
     Fidelity,
+    Finding,
     Function,
     Job,
     Measure,
+    Package,
     Progress,
     RemoteFile,
     Report,
@@ -48,6 +50,14 @@ from hft2ane.records import (
     silent,
 )
 
+ENGINE = "CPU_AND_NE"  # coremltools' name of the compute units that an app asks for
+# What a warning of the linter means for an app. Of rules that have no words here the finding's own are shown.
+WARNINGS: Mapping[str, str] = {
+    "axis-limit-copy": "the scores have a last axis longer than the Neural Engine takes, so the CPU puts them into "
+    "this layout at the end of each call. The network before it stays on the engine, and no number changes.",
+    "last-axis-unaligned": "the Neural Engine pads rows to 32 numbers, so a length that is no multiple of 32 costs as "
+    "much as the next one that is. No number changes.",
+}
 HEADROOM = "assets/fp16-headroom.png"
 LABELS = 70  # letters that fit side by side below the headroom plot
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
@@ -406,6 +416,11 @@ def body(
         headroom_plot=HEADROOM,
         artefacts=[bar for bar in report.fidelity if bar.what != "rewrite"],
         rewrites=[bar for bar in report.fidelity if bar.what == "rewrite"],
+        placements=placements(conversion.packages, report),
+        variants={package.file: package.variant for package in conversion.packages},
+        warnings=warnings(report),
+        measured=any(p.measured for found in report.lint for p in found.placed),
+        surprises=[row for found in report.lint for row in found.calibration if row.predicted != row.measured],
         plots=plots,
         keeps=tokens_kept(release, max(f.length for f in package.functions)),
         packages=conversion.packages,
@@ -453,7 +468,90 @@ def specification(conversion: Conversion, report: Report) -> list[list[str]]:
         rows.append([f"PSNR median, dB ¹{by}", *(down(bar.psnr_median) if bar else "not measured" for bar in of)])
         if any(bar and bar.top1 is not None for bar in of):
             rows.append([f"Top-1 agreement ¹{by}", *(share(bar.top1) if bar else "not measured" for bar in of)])
-    return [*rows, ["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
+    return [*rows, *on_a_mac(packages, report)]
+
+
+def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[str]]:
+    """The least share of any function, and the latency of each on what an app would ask for."""
+    if not report.mac:
+        return [["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
+    engine = {
+        found.package: min(p.measured.share_of_ops.get("ane", 0.0) for p in found.placed if p.measured)
+        for found in report.lint
+        if any(p.measured for p in found.placed)
+    }
+    unit = max((each.unit for each in report.latency), key=lambda unit: unit == ENGINE, default="")
+    taken = [each for each in report.latency if each.unit == unit]
+    tokens = {f.name: f.length for package in packages for f in package.functions}
+    return [
+        [
+            "On the Neural Engine ²",
+            *(share(engine.get(p.file)) if p.file in engine else "not measured" for p in packages),
+        ],
+        [
+            f"Latency ², {unit}",
+            *(
+                ", ".join(
+                    f"{each.median_ms:.2f} ms ({tokens[each.function]} tokens)"
+                    for each in taken
+                    if each.variant == p.variant
+                )
+                or "not measured"
+                for p in packages
+            ),
+        ],
+    ]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is predicted for some functions of some packages, as it is shown."""
+
+    variants: Sequence[str]
+    functions: Sequence[str]
+    ops: int
+    of_ops: str
+    of_work: str
+
+
+def placements(packages: Sequence[Package], report: Report) -> list[Placement]:
+    """A row for what differs: lengths and variants mostly have the same graph."""
+    variants = {package.file: package.variant for package in packages}
+    rows: dict[tuple[tuple[str, ...], int, str, str], list[str]] = {}
+    for found in report.lint:
+        own: dict[tuple[int, str, str], list[str]] = {}
+        for p in found.placed:
+            figures = (p.ops, share(p.share_of_ops.get("ane", 0.0)), share(p.share_of_work.get("ane", 0.0)))
+            own.setdefault(figures, []).append(p.function)
+        for figures, functions in own.items():
+            rows.setdefault((tuple(functions), *figures), []).append(variants[found.package])
+    return [Placement(names, *figures) for figures, names in rows.items()]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A rule that some packages break, in `count` operations of the types named, and what that means for an app."""
+
+    rule: str
+    text: str
+    count: int
+    types: str
+
+
+def warnings(report: Report) -> list[Warned]:
+    """One a rule, whichever package and function it is in."""
+    found: dict[str, list[Finding]] = {}
+    for finding in (finding for each in report.lint for finding in each.findings if finding.severity == "warning"):
+        found.setdefault(finding.rule, []).append(finding)
+    return [
+        Warned(
+            rule,
+            WARNINGS.get(rule, each[0].message),
+            sum(finding.count for finding in each),
+            ", ".join(dict.fromkeys(finding.type for finding in each if finding.type)),
+        )
+        for rule, each in found.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from hft2ane import card, keys, layout, licenses, publish, records
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
     Audit,
+    Calibrated,
     CardFields,
     Conditioned,
     Conversion,
@@ -36,9 +37,11 @@ from hft2ane.records import (
     Finding,
     Function,
     Job,
+    Latency,
     Lint,
     LintSettings,
     Measure,
+    Measured,
     Package,
     Placed,
     Range,
@@ -495,10 +498,79 @@ def test_the_lint_is_a_prediction_with_its_warnings(folder: Path) -> None:
     rewritten(folder / "report.json", Report, lint=(LINT,))
     text = (card.write(folder) / "README.md").read_text()
     section = text.split("### On the Neural Engine, predicted")[1].split("###")[0]
-    assert "| `main` | 415 | 98.89% | 99.99% |" in section
-    assert "- `axis-limit-copy` at `decoder`, 2 times: transpose \\| beyond" in section
+    assert "| float16 | `main` | 415 | 98.89% | 99.99% |" in section
+    assert "- `axis-limit-copy`, transpose (2 times): the scores have a last axis longer" in section
     assert "gelu as one op" not in section
-    assert "nothing here is measured" in section
+    assert "nothing in this table is measured" in section
+    assert "Measured with Core ML" not in text
+
+
+def test_equal_predictions_are_one_row() -> None:
+    def package(variant: Any) -> Package:
+        return Package(variant, f"x.{variant}", "", 1, "", (), "")
+
+    def lint(variant: str, *shares: float) -> Lint:
+        places = tuple(
+            Placed(f"tokens_{n}", 9, 100, {"ane": s}, {"ane": s}) for n, s in zip((8, 16, 32), shares, strict=True)
+        )
+        return replace(LINT, package=f"x.{variant}", placed=places)
+
+    report = Report("p", "k", (), (), (), 1.0, (lint("float16", 0.5, 0.50000001, 1), lint("int8", 0.5, 0.5, 1)))
+    rows = card.placements([package("float16"), package("int8")], report)
+    assert [(row.variants, row.functions, row.of_ops) for row in rows] == [
+        (["float16", "int8"], ("tokens_8", "tokens_16"), "50%"),
+        (["float16", "int8"], ("tokens_32",), "100%"),
+    ]
+
+
+def test_a_warning_without_words_of_its_own_shows_the_finding(folder: Path) -> None:
+    other = replace(LINT, findings=(replace(LINT.findings[0], rule="tile"),))
+    rewritten(folder / "report.json", Report, lint=(other,))
+    assert "- `tile`, transpose (2 times): transpose \\| beyond \\`16384\\`" in text_of(card.write(folder))
+    rewritten(folder / "report.json", Report, lint=(replace(LINT, findings=()),))
+    assert "No rule warns of anything." in text_of(card.write(folder))
+
+
+def test_what_a_mac_measured(folder: Path) -> None:
+    plan = Measured(410, {"ane": 0.97561, "cpu": 0.02439}, {"ane": 0.999, "cpu": 0.001}, {})
+    places = (replace(LINT.placed[0], measured=plan),)
+    calibration = (Calibrated("", "gelu", "ane", "cpu", 6), Calibrated("gather-entry", "gather", "cpu", "cpu", 1))
+    latency = tuple(
+        Latency("float16", "main", unit, 3, 20, median, median - 0.125, 1.25)
+        for unit, median in (("CPU_ONLY", 9.5), ("CPU_AND_NE", 1.375))
+    )
+    rewritten(
+        folder / "report.json",
+        Report,
+        lint=(replace(LINT, placed=places, calibration=calibration),),
+        mac="Apple M9, macOS 15.5 (24F74)",
+        latency=latency,
+    )
+    text = text_of(card.write(folder))
+    assert "| On the Neural Engine ² | 97.56% |" in text
+    assert re.search(r"\| Latency ², CPU\\_AND\\_NE \| 1\.38 ms \(\d+ tokens\) \|", text)
+    assert "[Measured with Core ML](#measured-with-core-ml)" in text
+    assert "not measured on this host" not in text
+    measured = section(text, "### Measured with Core ML")
+    assert "On Apple M9, macOS 15.5 (24F74)." in measured
+    assert "| float16 | `main` | `CPU_ONLY` | 9.50 | 9.38 | 1.2 |" in measured
+    assert "| `main` | 410 | 97.56% | 99.9% | – |" in measured
+    assert "| – | `gelu` | ane | cpu | 6 |" in measured
+    assert "gather" not in measured
+    agreed = (replace(LINT, placed=places, calibration=calibration[1:]),)
+    rewritten(folder / "report.json", Report, lint=agreed)
+    assert "Every operation in the plan is where it was predicted." in text_of(card.write(folder))
+
+
+def test_a_mac_without_a_neural_engine(folder: Path) -> None:
+    latency = (Latency("float16", "main", "CPU_ONLY", 3, 20, 9.5, 9.25, 1.25),)
+    rewritten(
+        folder / "report.json", Report, lint=(LINT,), mac="Apple M9 (Virtual), macOS 15.5 (24F74)", latency=latency
+    )
+    text = text_of(card.write(folder))
+    assert "| On the Neural Engine ² | not measured |" in text
+    assert "| Latency ², CPU\\_ONLY | 9.50 ms" in text
+    assert "compute plan" not in text
 
 
 def test_without_a_lint_there_is_no_section(folder: Path) -> None:

@@ -83,14 +83,14 @@ def test_the_figures_of_the_real_models(demo: tuple[Path, str]) -> None:
 
 
 def figures(out: Path, name: str, inputs: str) -> dict[tuple[str, str], dict[str, float]]:
-    """Measures on one kind of input, by bar and output."""
+    """Measures on one kind of input, by bar and output; on a Mac too those of our evaluator, whose bounds these are."""
     report = json.loads((out / f"published/ane-demo/{name}-ane/reports/report.json").read_text())
     assert report["failures"] == []
     return {
         (bar["what"], measure["output"]): measure
         for bar in report["fidelity"]
         for measure in bar["measures"]
-        if measure["inputs"] == inputs
+        if measure["inputs"] == inputs and not bar["backend"].startswith("coreml")
     }
 
 

@@ -22,6 +22,7 @@ from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 from torch import Tensor, nn
 
 from hft2ane import export, package, records, source
+from hft2ane.card import WARNINGS
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
 from hft2ane.families import family
@@ -643,7 +644,7 @@ def test_all_lengths_of_minilm(tmp_path: Path) -> None:
 def test_a_vocabulary_as_last_axis_is_copied_on_the_cpu(tmp_path: Path) -> None:
     found = lint(exported(tmp_path, obtain(MODELS[1])))
     assert kinds(found, "error") == set()
-    assert kinds(found, "warning") == {"axis-limit-copy"}
+    assert kinds(found, "warning") == {"axis-limit-copy"} <= WARNINGS.keys()
     assert "axis-limit-copy" in (ROOT / "docs/lint.md").read_text().split("## Our own exports")[1]
 
 
