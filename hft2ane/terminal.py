@@ -266,8 +266,8 @@ def show_release(folder: Path, release: Path) -> None:
         console.print(f"  {package.size / 1e6:.1f} MB, from {package.minimum_os}")
     for bar_ in report.fidelity:
         figures = f"{bar_.psnr_min:6.1f} dB at least, {bar_.psnr_median:.1f} dB median"
-        console.print(f"  {bar_.what:10} {figures} ({bar_.backend})")
-    console.print(f"  card       {escape(str(release / 'README.md'))}")
+        console.print(f"  {bar_.what:12} {figures} ({bar_.backend})")
+    console.print(f"  card         {escape(str(release / 'README.md'))}")
     for text in report.not_measured:
         console.print(f"  [dim]not measured here: {escape(text)}[/]")
 

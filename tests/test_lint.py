@@ -25,6 +25,7 @@ from hft2ane import export, package, records, source
 from hft2ane.card import WARNINGS
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
+from hft2ane.errors import PackageError
 from hft2ane.families import family
 from hft2ane.mil import target
 from hft2ane.mil.lint import RULES, lint, lint_package, sarif, table
@@ -42,6 +43,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:overflow encountered in cast:RuntimeWarning"),
 ]
 ROOT = Path(__file__).parent.parent
+OURS = (ROOT / "docs/lint.md").read_text().split("## Our own exports")[1].split("\n## ")[0]
 Build = Callable[..., Any]
 
 
@@ -645,7 +647,15 @@ def test_a_vocabulary_as_last_axis_is_copied_on_the_cpu(tmp_path: Path) -> None:
     found = lint(exported(tmp_path, obtain(MODELS[1])))
     assert kinds(found, "error") == set()
     assert kinds(found, "warning") == {"axis-limit-copy"} <= WARNINGS.keys()
-    assert "axis-limit-copy" in (ROOT / "docs/lint.md").read_text().split("## Our own exports")[1]
+    assert "`axis-limit-copy`" in OURS
+
+
+@pytest.mark.weights
+def test_a_length_that_is_no_multiple_of_32(tmp_path: Path) -> None:
+    found = lint(exported(tmp_path, obtain(MODELS[1]), None, (40,)))
+    assert kinds(found, "error") == set()
+    assert kinds(found, "warning") == {"axis-limit-copy", "last-axis-unaligned"} == WARNINGS.keys()
+    assert "`last-axis-unaligned`" in OURS
 
 
 # ---- conversions by others
@@ -805,6 +815,24 @@ def test_equal_findings_are_one(tmp_path: Path) -> None:
         count=3,
         ops=("blocks_0_up", "blocks_1_up", "blocks_2_up"),
     )
+
+
+@pytest.mark.parametrize(
+    ("row", "type", "parameter"),
+    [("linear", "matmul", "y"), ("copies", "transpose", "perm"), ("pooling", "max_pool", "kernel_sizes"),
+     ("softmax-axis", "softmax", "x"), ("native-attention", "scaled_dot_product_attention", "query"),
+     ("gather-inside", "gather", "indices"), ("upsampling", "upsample_nearest_neighbor", "x")],
+)  # fmt: skip
+def test_an_operation_that_lacks_a_parameter(row: str, type: str, parameter: str, tmp_path: Path) -> None:
+    def without(op: Op) -> Op:
+        kept = {name: value for name, value in op.inputs.items() if name != parameter}
+        return replace(op, inputs=kept) if op.type == type else op
+
+    inputs, build, _ = ROWS[row]
+    loaded = load(saved(tmp_path, inputs, build))
+    broken = changed(loaded, lambda function: replace(function, ops=tuple(map(without, function.ops))))
+    with pytest.raises(PackageError, match=rf"function main: {type} '.*' has no {parameter}\. Export"):
+        lint_package(broken, "x")
 
 
 @pytest.mark.parametrize(("flags", "code"), [((), 1), (("--fail-on", "warning"), 1), (("--json",), 1)])

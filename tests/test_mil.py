@@ -1,5 +1,6 @@
 """Saved packages as a whole: a stock BERT against torch, several functions, damaged files, and what importing costs."""
 
+import contextlib
 import copy
 import gc
 import json
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from hft2ane.errors import EvaluationError, PackageError
 from hft2ane.mil import Program, open_package
 from hft2ane.mil.inspect import Port, inspect
+from hft2ane.mil.lint import lint
 from hft2ane.mil.load import ANY, Feature, load
 from hft2ane.mil.proto import Model
 from hft2ane.psnr import psnr
@@ -551,9 +553,9 @@ def test_any_damage_is_an_error_of_ours_or_harmless(damaged: Path, good: Path, d
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
     (damaged / name).write_bytes(content[: data.draw(st.sampled_from([len(content), len(content) // 2]))])
     try:
-        open_package(damaged).evaluate(IDS)
-    except (PackageError, EvaluationError):
-        pass
+        for look in (lint, inspect, lambda path: open_package(path).evaluate(IDS)):
+            with contextlib.suppress(PackageError, EvaluationError):
+                look(damaged)
     finally:
         shutil.copyfile(good / name, damaged / name)
 

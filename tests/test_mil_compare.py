@@ -206,6 +206,30 @@ def test_compare_finds_the_first_layer_that_parts(good: Path, broken: Path, run:
     assert "first below" not in run("compare", good, good, "--where").out
 
 
+def test_packages_that_do_not_take_the_same(good: Path, run: Run, tmp_path: Path) -> None:
+    def build(input_ids: Any) -> Any:
+        return mb.cast(x=input_ids, dtype="fp16")
+
+    spec = [mb.TensorSpec((1, 6), types.int32)]
+    program = mb.program(input_specs=spec, opset_version=ct.target.iOS16)(build)
+    ct.convert(program, minimum_deployment_target=ct.target.iOS16, skip_model_load=True).save(
+        str(tmp_path / "other.mlpackage")
+    )
+    said = run("compare", good, tmp_path / "other.mlpackage")
+    assert said.code == 2
+    assert "input attention_mask is int32 (1, 6) in function main, not there in function main" in said.err
+
+
+def test_outputs_of_other_names_are_paired_by_shape(good: Path, inputs: Path, run: Run, tmp_path: Path) -> None:
+    wanted = open_package(good).evaluate({"input_ids": IDS, "attention_mask": MASK})
+    np.savez(tmp_path / "y.npz", first=wanted["pooled"], second=wanted["hidden"])
+    said = run("compare", good, tmp_path / "y.npz", "--inputs", inputs)
+    assert said.code == 0, said.err
+    assert [line.split() for line in said.out.splitlines()[1:]] == [["hidden", "equal"], ["pooled", "equal"]]
+    np.savez(tmp_path / "y.npz", first=wanted["hidden"], second=wanted["hidden"])
+    assert "no output in common" in run("compare", good, tmp_path / "y.npz", "--inputs", inputs).err
+
+
 def test_the_gate(good: Path, broken: Path, inputs: Path, run: Run) -> None:
     assert run("compare", broken, good, "--gate", "50").code == 1
     assert run("compare", broken, good, "--gate", "10", "--inputs", inputs).code == 0

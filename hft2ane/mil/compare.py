@@ -121,15 +121,16 @@ def _rows(graph: Function, name: str) -> int:
     for op in graph.ops:
         shapes.update((out.name, out.shape) for out in op.outputs)
         if op.type == "gather" and _is_one(op, "indices", same):
-            [table] = op.inputs["x"]
-            return shapes[table][0] if isinstance(table, str) else table.shape[0]
+            table = next(iter(op.inputs.get("x", ())), "")
+            rows, *_ = (shapes.get(table, ()) if isinstance(table, str) else table.shape) or (1,)
+            return max(rows, 1)
         if op.type in PASSING and any(_is_one(op, parameter, same) for parameter in op.inputs):
             same.update(out.name for out in op.outputs)
     return 1
 
 
 def _is_one(op: Op, parameter: str, names: set[str]) -> bool:
-    return any(not isinstance(each, Constant) and each in names for each in op.inputs[parameter])
+    return any(not isinstance(each, Constant) and each in names for each in op.inputs.get(parameter, ()))
 
 
 def check_alike(program: Program, reference: Program, function: str | None = None) -> None:

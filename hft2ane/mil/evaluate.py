@@ -258,8 +258,8 @@ class Program:
         _check_parameters(op, compute)
         results = op.outputs
         if op.type in ("read_state", "write_state"):
-            [state] = op.inputs["input"]
-            if not isinstance(state, str) or state not in states:
+            state, *more = op.inputs["input"]
+            if more or not isinstance(state, str) or state not in states:
                 _refuse(op, "its input is not a state of the function")
             results = results or (states[state],)
         half = half and all(each.dtype == "float16" for each in results)

@@ -222,11 +222,17 @@ def arithmetic(graph: Graph, op: Op) -> int:
         case "conv_transpose":
             return 2 * math.prod(shapes["x"]) * math.prod(shapes["weight"][1:])
         case "matmul":
-            return 2 * out * shapes["x"][-2 if graph.number(op, "transpose_x") else -1]
+            return 2 * out * axis(shapes["x"], -2 if graph.number(op, "transpose_x") else -1)
         case "einsum":  # both equations that MIL has contract the first operand's last axis
-            return 2 * out * shapes["values"][-1]
+            return 2 * out * axis(shapes["values"], -1)
         case "scaled_dot_product_attention":
-            return 4 * math.prod(shapes["query"]) * shapes["key"][-2]
+            return 4 * math.prod(shapes["query"]) * axis(shapes["key"], -2)
         case "lstm" | "gru" | "rnn":
-            return 2 * shapes["x"][0] * sum(math.prod(shapes[each]) for each in shapes if each.startswith("weight"))
+            steps = axis(shapes.get("x", ()), -3)
+            return 2 * steps * sum(math.prod(shapes[each]) for each in shapes if each.startswith("weight"))
     return out
+
+
+def axis(sizes: tuple[int, ...], at: int) -> int:
+    """Counted from the last; 1 where there is no such axis."""
+    return sizes[at] if len(sizes) >= -at else 1

@@ -1,13 +1,16 @@
 """Rules asked of every function, equal findings counted as one, and a verdict for every operation."""
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from hft2ane.errors import PackageError
 from hft2ane.mil.lint.graph import HEAVY, MOVES, OPERANDS, Graph, key, shape, work
 from hft2ane.mil.lint.rules import RULES, Hit, Rule
 from hft2ane.mil.load import Op, Package, load
+from hft2ane.mil.ops import OPS
 from hft2ane.records import (
     Calibrated,
     Device,
@@ -50,6 +53,7 @@ def lint_package(package: Package, name: str, settings: LintSettings | None = No
     places: list[Placed] = []
     for function in package.functions.values():
         graph = Graph(package, function)
+        check_parameters(graph)
         own = [(rule, hit) for rule in RULES.values() for hit in rule.check(graph, chosen)]
         planned = [plan.get((function.name, key(op))) for op in graph.ops]
         judgements = judged(graph, own, planned)
@@ -64,6 +68,17 @@ def lint_package(package: Package, name: str, settings: LintSettings | None = No
         verdicts=tuple(verdicts),
         calibration=tuple(calibrated(verdicts)),
     )
+
+
+def check_parameters(graph: Graph) -> None:
+    """PackageError: an operation lacks what its kind must have, so that nothing can be said of it."""
+    for op in graph.ops:
+        parameters = inspect.signature(OPS[op.type]).parameters.values() if op.type in OPS else ()
+        if missing := [each.name for each in parameters if each.default is each.empty and each.name not in op.inputs]:
+            raise PackageError(
+                f"function {graph.function.name}: {op.type} {op.name!r} has no {', '.join(missing)}. "
+                "Export or fetch the package again."
+            )
 
 
 def grouped(hits: Iterable[tuple[Graph, Rule, Hit]]) -> Iterator[Finding]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from hft2ane.mil import target
 from hft2ane.mil.format import BY_NAME
-from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, key, shape
+from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, axis, key, shape
 from hft2ane.mil.load import ANY, Constant, Feature, Op
 from hft2ane.records import Device, LintSettings, Severity
 
@@ -264,16 +264,20 @@ def last_axis_unaligned(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 def attention(graph: Graph) -> Iterator[tuple[Op, int, int]]:
     """Softmaxes whose result a product takes: the operation, keys, and queries of one head."""
     for op in graph.ops:
-        if op.type == "softmax" and any(leads_to_product(graph, taker) for taker in graph.takers(op)):
+        if op.type == "softmax" and shape(op) and any(leads_to_product(graph, taker) for taker in graph.takers(op)):
             sizes = shape(op)
-            axis = int(graph.number(op, "axis") or 0) if "axis" in op.inputs else -1
-            last = axis % len(sizes) == len(sizes) - 1
-            queries = sizes[-2] if last else max(sizes[-2:]) if len(sizes) > 1 else 1
-            yield op, sizes[axis], queries
+            at = over(graph, op) % len(sizes)
+            queries = axis(sizes, -2) if at == len(sizes) - 1 else max(sizes[-2:])
+            yield op, sizes[at], queries
         elif op.type == "scaled_dot_product_attention":
             query, keys = graph.bound(op, "query"), graph.bound(op, "key")
             if query is not None and keys is not None:
-                yield op, keys.shape[-2], query.shape[-2]
+                yield op, axis(keys.shape, -2), axis(query.shape, -2)
+
+
+def over(graph: Graph, softmax: Op) -> int:
+    """The axis that a softmax runs over."""
+    return int(graph.number(softmax, "axis") or 0) if "axis" in softmax.inputs else -1
 
 
 def leads_to_product(graph: Graph, op: Op) -> bool:
@@ -316,10 +320,9 @@ def query_chunk(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
 def softmax_axis(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """A big softmax runs over channels, not over the last axis."""
     for op in graph.ops:
-        if op.type == "softmax" and size(op.outputs[0]) >= BIG:
-            axis = int(graph.number(op, "axis") or 0) if "axis" in op.inputs else -1
-            if axis % len(op.outputs[0].shape) == len(op.outputs[0].shape) - 1:
-                yield Hit(op, f"softmax over the last axis of {shown(op.outputs[0].shape)}")
+        big = op.type == "softmax" and size(op.outputs[0]) >= BIG
+        if big and over(graph, op) % len(shape(op)) == len(shape(op)) - 1:
+            yield Hit(op, f"softmax over the last axis of {shown(shape(op))}")
 
 
 @rule(
@@ -511,7 +514,9 @@ def pooling(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """Pooling has kernels up to 13 and strides up to 2."""
     for op in graph.ops:
         kernels, strides = graph.listed(op, "kernel_sizes"), graph.listed(op, "strides")
-        if op.type in ("avg_pool", "max_pool", "l2_pool") and (max(kernels) > 13 or max(strides, default=1) > 2):
+        if op.type in ("avg_pool", "max_pool", "l2_pool") and (
+            max(kernels, default=1) > 13 or max(strides, default=1) > 2
+        ):
             yield Hit(op, f"{op.type} with kernel {kernels}, strides {strides}")
 
 
