@@ -23,7 +23,20 @@ from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import CAP, Exported, Fidelity, Job, Latency, Lint, Measure, Package, Progress, Report, Task, silent
+from hft2ane.records import (
+    CAP,
+    Exported,
+    Fidelity,
+    Job,
+    Latency,
+    Lint,
+    Measure,
+    Package,
+    Progress,
+    Report,
+    Task,
+    silent,
+)
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers
 from coremltools.converters.mil import Builder as mb
 from coremltools.converters.mil.backend.mil.load import load as backend
 from coremltools.converters.mil.mil import types
@@ -26,14 +27,16 @@ from hft2ane.card import WARNINGS
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
 from hft2ane.errors import PackageError
-from hft2ane.families import family
+from hft2ane.families import FAMILIES, family
 from hft2ane.mil import target
 from hft2ane.mil.lint import RULES, lint, lint_package, sarif, table
 from hft2ane.mil.lint.graph import Graph, work
 from hft2ane.mil.lint.rules import weight_bytes
 from hft2ane.mil.load import Constant, Function, Op, Package, load
 from hft2ane.records import Finding, Job, Lint, LintSettings, Recipe
-from tests.conftest import Checkpoint
+from hft2ane.reference import load as load_original
+from hft2ane.rewrite import rewrite
+from tests import test_families
 
 # An MLModel that is collected leaves the removal of its temporary folder to the interpreter.
 pytestmark = [
@@ -331,10 +334,11 @@ ROWS: dict[str, tuple[list[tuple[tuple[int, ...], Any]], Build, Build]] = {
 
 def saved(folder: Path, inputs: list[tuple[tuple[int, ...], Any]], build: Build) -> Path:
     """The program as a package on disk, operations as they are written here: no passes."""
-    program = mb.program(
-        input_specs=[mb.TensorSpec(shape, dtype) for shape, dtype in inputs], opset_version=ct.target.iOS18
-    )(build)
-    path = folder / "test.mlpackage"
+    return written(folder / "test.mlpackage", [mb.TensorSpec(shape, dtype) for shape, dtype in inputs], build)
+
+
+def written(path: Path, specs: list[Any], build: Build) -> Path:
+    program = mb.program(input_specs=specs, opset_version=ct.target.iOS18)(build)
     shutil.rmtree(path, ignore_errors=True)
     weights = path / package.WEIGHTS.parent
     weights.mkdir(parents=True)
@@ -436,10 +440,7 @@ def decoding(folder: Path, width: int) -> Package:
         mb.TensorSpec((1,), I32),
         mb.StateTensorSpec((1, 2, 64, width), F16),
     ]
-    program = mb.program(input_specs=specs, opset_version=ct.target.iOS18)(decoder(width))
-    path = folder / f"decoder-{width}.mlpackage"
-    package.write(path, program, 9, "a test", defaultdict(str), {"author": "a test"})
-    return load(path)
+    return load(written(folder / f"decoder-{width}.mlpackage", specs, decoder(width)))
 
 
 def test_a_stateful_decoder(tmp_path: Path) -> None:
@@ -617,14 +618,17 @@ def kinds(found: Lint, severity: str) -> set[str]:
     return {finding.rule for finding in found.findings if finding.severity == severity}
 
 
-@pytest.mark.parametrize("task", family("bert").tasks)
-def test_our_own_exports_have_no_errors(task: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    original = family("bert").tasks[task].ORIGINAL
-    found = lint(exported(tmp_path, checkpoint(original), task))
-    assert kinds(found, "error") == set()
-    assert kinds(found, "warning") == set()
-    (placed,) = found.placed
-    assert placed.share_of_work["ane"] > 0.9
+@pytest.mark.parametrize(("name", "task"), [(name, task) for name in FAMILIES for task in family(name).tasks])
+def test_exports_of_every_family_have_no_errors(name: str, task: Any, tmp_path: Path) -> None:
+    settings = transformers.AutoConfig.for_model(name, **test_families.ROWS[name].tiny)
+    test_families.build(name, task, settings).save_pretrained(tmp_path / "source")
+    module: Any = rewrite(load_original(tmp_path / "source", task))
+    program, _ = export.build(module, [16], export.SINGLE, 2 if task == "multiple-choice" else None)
+    path, metadata = tmp_path / "x.mlpackage", {"author": "", "com.github.hft2ane.family": name}
+    package.write(path, program, "", export.INPUTS | export.OUTPUTS, metadata)
+    found = lint(path)
+    assert kinds(found, "error") == kinds(found, "warning") == set()
+    assert found.placed[0].share_of_work["ane"] > 0.9
     off = {verdict.type for verdict in found.verdicts if verdict.predicted != "ane"}
     assert off <= {"gather", "reshape", "cast", "slice_by_index", "squeeze"}
 
