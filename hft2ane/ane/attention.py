@@ -20,7 +20,7 @@ Pairs = tuple[tuple[str, str], ...]
 
 def additive_mask(attention_mask: Tensor) -> Tensor:
     """1 for tokens and 0 for padding, (B, S) -> 0 and −1e4 along the key axis of the scores, (B, S, 1, 1)."""
-    keep = torch.reshape(attention_mask, (*attention_mask.shape, 1, 1)).to(torch.float32)
+    keep = torch.reshape(attention_mask.to(torch.float32), (*attention_mask.shape, 1, 1))
     return (1 - keep) * MASKED
 
 

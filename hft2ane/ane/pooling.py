@@ -17,7 +17,7 @@ class Pool(nn.Module):
         self.modes = modes
 
     def forward(self, x: Tensor, attention_mask: Tensor) -> Tensor:
-        keep = torch.reshape(attention_mask, (*attention_mask.shape, 1, 1)).to(torch.float32)
+        keep = torch.reshape(attention_mask.to(torch.float32), (*attention_mask.shape, 1, 1))
         pooled = [getattr(self, mode)(x, keep) for mode in self.modes]
         return torch.cat(pooled, 1) if len(pooled) > 1 else pooled[0]
 

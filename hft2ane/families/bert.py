@@ -91,7 +91,7 @@ class Encoder(_heads.Encoder):
         if token_type_ids is None:
             return x + (fixed + types[0])
         if len(types) == 2:
-            second = torch.reshape(token_type_ids, (*token_type_ids.shape, 1)).to(torch.float32)
+            second = torch.reshape(token_type_ids.to(torch.float32), (*token_type_ids.shape, 1))
             return x + (second * (types[1] - types[0]) + (fixed + types[0]))
         looked_up: Tensor = self.types(token_type_ids)
         return x + (looked_up + fixed)

@@ -151,8 +151,8 @@ class Pooled(_heads.Pooled):
     def encode(self, *inputs: Tensor) -> Tensor:
         x: Tensor = super().encode(*inputs)
         if self.pooling == "mean":
-            keep = torch.reshape(inputs[1], (*inputs[1].shape, 1, 1))
-            x = Pool.mean(x, keep.to(self.pool_norm.weight.dtype))
+            keep = torch.reshape(inputs[1].to(self.pool_norm.weight.dtype), (*inputs[1].shape, 1, 1))
+            x = Pool.mean(x, keep)
         else:
             x = x[:, :, :, :1]
         return x
