@@ -79,7 +79,7 @@ def load(folder: Path, wanted: str | None) -> Original:
         has_pipeline = (folder / "modules.json").is_file()
         pipeline = read_pipeline(folder) if wanted == SENTENCE or (wanted is None and has_pipeline) else None
         where = f"{folder.name}/{layout.CONFIG}"
-        task = FEATURES if pipeline else ours.task(wanted, config.architectures, stored(folder), where)
+        task = FEATURES if pipeline else ours.task(wanted, config, stored(folder), where)
         ours.check(config, task, where)
         if task in LABELLED and sorted(config.id2label) != list(range(config.num_labels)):
             raise UnsupportedConfig(f"{where}: id2label names {sorted(config.id2label)}, not all from 0 on")
@@ -105,7 +105,8 @@ def read_config(folder: Path) -> tuple[Family, Any]:
     if not isinstance(raw.get("architectures") or [], list):
         raise UnsupportedConfig(f"{where}: architectures = {raw['architectures']!r} is no list")
     ours = family(raw["model_type"])
-    odd = [f"{key} = {raw[key]!r}" for key, allowed in ours.config.items() if key in raw and raw[key] not in allowed]
+    fixed = {key: allowed for key, allowed in ours.config.items() if not callable(allowed)}
+    odd = [f"{key} = {raw[key]!r}" for key, allowed in fixed.items() if key in raw and raw[key] not in allowed]
     about = f"{where}: {', '.join(odd)}:" if odd else where  # what does not fit is mostly what went wrong
     try:
         return ours, transformers.AutoConfig.from_pretrained(folder, local_files_only=True, **MANNER)

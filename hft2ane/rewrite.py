@@ -19,7 +19,7 @@ def rewrite(original: Original) -> TaskModule:
     if original.task == SENTENCE:
         assert original.pipeline is not None
         kind = tasks["feature-extraction"]
-        table = weights(kind.WEIGHTS, original.pipeline)
+        table = weights(kind.weights(original.config), original.pipeline)
         tensors = dict(original.tensors)
         for dense in original.pipeline.dense:
             tensors |= {f"{dense.folder}.{name}": tensor for name, tensor in dense.tensors.items()}
@@ -27,7 +27,7 @@ def rewrite(original: Original) -> TaskModule:
             module = SentenceEmbedder(kind(original.config, original.absent), original.pipeline)
     else:
         kind = tasks[original.task]
-        table = kind.WEIGHTS
+        table = kind.weights(original.config)
         tensors = dict(original.tensors)
         with torch.device("meta"):
             module = kind(original.config, original.absent)

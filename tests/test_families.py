@@ -75,7 +75,7 @@ def tokens(model: Any, lengths: tuple[int, ...], size: int, choices: int = 0) ->
     mask = torch.arange(size) < torch.tensor(lengths).reshape(-1, *[1] * (len(shape) - 1))
     ids = torch.randint(0, model.config.vocab_size - 1, shape, generator=generator)
     ids += ids >= model.config.pad_token_id  # inside a text, padding would move positions in some families
-    types = torch.randint(0, getattr(model.config, "type_vocab_size", 1), shape, generator=generator)
+    types = torch.randint(0, getattr(model.config, "type_vocab_size", 1) or 1, shape, generator=generator)
     inputs = {
         "input_ids": torch.where(mask, ids, model.config.pad_token_id),
         "attention_mask": mask.expand(shape).int(),
@@ -501,6 +501,16 @@ def test_fill_asks_nothing_of_a_part_that_is_left_out() -> None:
         fill(module, TABLE | {"more": "theirs.more"}, THEIRS | {"theirs.more.bias": torch.ones(2)})
     with pytest.raises(UnsupportedModel, match="fill nothing: theirs.less"):
         fill(module, TABLE | {"less": "theirs.less"}, THEIRS)
+    for part in module.parts:
+        part.inner = None
+    fill(module, TABLE | {"more.inner": "theirs.more", "parts.{i}.inner": "theirs.{i}.inner"}, THEIRS)
+
+
+def test_fill_takes_a_parameter_from_a_place_of_its_own() -> None:
+    elsewhere = {name if name != "theirs.1.dense.bias" else "shift.1": tensor for name, tensor in THEIRS.items()}
+    module = Halves()
+    fill(module, {"parts.{i}": "theirs.{i}.dense", "parts.1.bias": "shift.1"}, elsewhere)
+    assert list(module.parameters())[3].data_ptr() == THEIRS["theirs.1.dense.bias"].data_ptr()
 
 
 @pytest.mark.parametrize(
@@ -514,6 +524,7 @@ def test_fill_asks_nothing_of_a_part_that_is_left_out() -> None:
             MissingWeights,
             r"'theirs.1.dense.bias' has shape \(3,\)",
         ),
+        (TABLE | {"parts.0.bias": "one"}, THEIRS, MissingWeights, "parts.0.bias: the checkpoint has no tensor 'one'"),
         (TABLE | {"whole": "all"}, THEIRS, UnsupportedModel, "rows of the weight table that fill nothing: all"),
         (TABLE, THEIRS | {"theirs.2.dense.bias": torch.ones(2)}, UnsupportedModel, "1 tensors .* theirs.2.dense.bias;"),
     ],

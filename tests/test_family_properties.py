@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hft2ane.errors import UnsupportedConfig
-from hft2ane.families import EPSILON, LAYERS, SIZE, family
+from hft2ane.families import EPSILON, LAYERS, SIZE, family, reproduced
 from hft2ane.reference import load
 from tests.families import ROWS
 from tests.test_families import EXACT, batches, build, edit, exact
@@ -46,7 +46,11 @@ def values(key: str, allowed: Any) -> st.SearchStrategy[Any]:
 def configs(draw: st.DrawFn, name: str, task: str) -> dict[str, Any]:
     row, ours = ROWS[name], family(name)
     kind = transformers.AutoConfig.for_model(name)
-    keys = {key: allowed for key, allowed in {**ours.config, **ours.tasks[task].CONFIG}.items() if hasattr(kind, key)}
+    keys = {
+        key: allowed
+        for key, allowed in {**ours.config, **ours.tasks[task].CONFIG}.items()
+        if hasattr(kind, key) or key in row.drawn
+    }
     config = {key: draw(row.drawn[key] if key in row.drawn else values(key, allowed)) for key, allowed in keys.items()}
     names = {key: kind.attribute_map.get(key, key) for key in ("hidden_size", "num_attention_heads")}
     heads = draw(st.integers(1, 4))
@@ -104,7 +108,8 @@ def test_any_value_that_is_not_taken_is_refused_by_its_name(
 ) -> None:
     ours = family(name)
     key = data.draw(st.sampled_from(sorted(ours.config)))
-    value = data.draw(ODD.filter(lambda value: value not in ours.config[key]))
+    allowed = reproduced(ours.config[key], transformers.AutoConfig.for_model(name, **ROWS[name].tiny))
+    value = data.draw(ODD.filter(lambda value: value not in allowed))
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "model.safetensors").hardlink_to(checkpoints[name] / "model.safetensors")
         (Path(folder) / "config.json").write_bytes((checkpoints[name] / "config.json").read_bytes())

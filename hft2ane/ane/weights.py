@@ -15,7 +15,7 @@ def fill(
     unwanted: Iterable[str] = (),
 ) -> None:
     """Give every parameter of `module` its tensor. `table`: module paths, ours to theirs, `{i}` meaning every layer, as
-    any other letter does.
+    any other letter does; or the path of one parameter, where those of a module are in different places.
 
     `unwanted` are regular expressions for tensors that the task does not use. MissingWeights: a parameter without a row
     or without a tensor, or of another shape; UnsupportedModel: a row or a tensor that nothing uses, but for the rows of
@@ -24,10 +24,15 @@ def fill(
     used_rows, used = set(), set()
     for path, parameter in list(module.named_parameters(remove_duplicate=False)):
         ours, _, leaf = path.rpartition(".")
-        match, row = next(((m, row) for row, each in rows.items() if (m := each.fullmatch(ours))), (None, None))
+        match, row = next(
+            ((m, row) for name in (path, ours) for row, each in rows.items() if (m := each.fullmatch(name))),
+            (None, None),
+        )
         if match is None or row is None:
             raise MissingWeights(f"{path}: no row of the weight table fills it; add one for {ours!r}")
-        name = f"{table[row].format(**match.groupdict())}.{leaf}"
+        name = table[row].format(**match.groupdict())
+        if match.string == ours:
+            name = f"{name}.{leaf}"
         if name not in tensors:
             raise MissingWeights(f"{path}: the checkpoint has no tensor {name!r}")
         owner = module.get_submodule(ours)
@@ -54,12 +59,16 @@ def pattern(row: str) -> re.Pattern[str]:
 
 
 def left_out(module: nn.Module, row: str) -> bool:
-    """Whether the module has None where the part of this row would be, in every layer."""
+    """Whether the module has None where the part of this row would be, or what it would be in, in every layer."""
     parts: list[object] = [module]
     for name in row.split("."):
-        parts = [each for part in parts for each in (within(part) if name == "{i}" else [getattr(part, name, ...)])]
+        parts = [each for part in parts for each in (within(part) if name == "{i}" else [inside(part, name)])]
     return all(part is None for part in parts)
 
 
 def within(part: object) -> Iterable[object]:
     return part if isinstance(part, nn.ModuleList) else [...]
+
+
+def inside(part: object, name: str) -> object:
+    return None if part is None else getattr(part, name, ...)

@@ -4,7 +4,7 @@ A family file has
   TASKS    task -> module class, mostly a head of `_heads` on the family's encoder; it has ORIGINAL (the transformers
            class whose outputs it gives), WEIGHTS (module path -> checkpoint path, see `ane.fill`), UNWANTED
            (expressions of tensors it does not use), OUTPUTS, and CONFIG for what is so in this task only
-  CONFIG   config key -> the values it reproduces; any other value is refused
+  CONFIG   config key -> the values it reproduces, or what gives them for a config; any other value is refused
   HEADS    expressions of tensors that a checkpoint may hold for tasks other than the wanted one
 """
 
@@ -27,13 +27,14 @@ FAMILIES = tuple(
 
 @dataclass(frozen=True)
 class Between:
-    """The numbers from `least` to `most`, as the values of a config key."""
+    """The numbers from `least` to `most`, whole ones if both are, as the values of a config key."""
 
     least: float
     most: float
 
     def __contains__(self, value: object) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.least <= value <= self.most
+        numbers = int if isinstance(self.least, int) and isinstance(self.most, int) else int | float
+        return isinstance(value, numbers) and not isinstance(value, bool) and self.least <= value <= self.most
 
     def __str__(self) -> str:
         return f"{self.least} to {self.most}"
@@ -53,6 +54,9 @@ class Such:
         return self.about
 
 
+# The values of a config key that are reproduced; what gives them for a config, where they depend on other keys.
+Allowed = Container[Any] | Callable[[Any], Container[Any]]
+
 FEATURES = "feature-extraction"  # the task of an encoder without a head; every family has it
 
 SIZE = Between(1, 1 << 22)
@@ -67,7 +71,7 @@ class TaskModule(Protocol):
     WEIGHTS: ClassVar[Mapping[str, str]]
     UNWANTED: ClassVar[tuple[str, ...]]
     OPTIONAL: ClassVar[tuple[str, ...]]
-    CONFIG: ClassVar[Mapping[str, Container[Any]]]
+    CONFIG: ClassVar[Mapping[str, Allowed]]
     OUTPUTS: tuple[str, ...]
     inputs: tuple[str, ...]
 
@@ -76,6 +80,9 @@ class TaskModule(Protocol):
     @staticmethod
     def limit(config: Any) -> int: ...
 
+    @classmethod
+    def weights(cls, config: Any) -> Mapping[str, str]: ...
+
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
 
 
@@ -83,12 +90,13 @@ class TaskModule(Protocol):
 class Family:
     model_type: str
     tasks: Mapping[str, type[TaskModule]]
-    config: Mapping[str, Container[Any]]
+    config: Mapping[str, Allowed]
     heads: Collection[str]
 
     def check(self, config: Any, task: str, where: str) -> None:
         """UnsupportedConfig when a key that changes the function has a value that is not reproduced."""
-        for key, allowed in {**self.config, **self.tasks[task].CONFIG}.items():
+        for key, values in {**self.config, **self.tasks[task].CONFIG}.items():
+            allowed = reproduced(values, config)
             if hasattr(config, key) and (value := getattr(config, key)) not in allowed:
                 choices = ", ".join(map(repr, allowed)) if isinstance(allowed, Iterable) else allowed
                 raise UnsupportedConfig(
@@ -119,15 +127,16 @@ class Family:
         """Whether a tensor of this name (without the base model's prefix) serves other tasks only."""
         return any(re.fullmatch(head, tensor) for head in self.heads)
 
-    def task(self, wanted: str | None, architectures: list[str] | None, stored: Collection[str], where: str) -> str:
-        """The task: the one wanted, else what the checkpoint's `architectures` names and its tensors (`stored`: their
-        names) bear out. A head that none of them is for is not there: what is left are features."""
+    def task(self, wanted: str | None, config: Any, stored: Collection[str], where: str) -> str:
+        """The task: the one wanted, else what the config's `architectures` name and the checkpoint's tensors (`stored`:
+        their names) bear out. A head that none of them is for is not there: what is left are features."""
         known = ", ".join(self.tasks)
         if wanted is not None:
             if wanted not in self.tasks:
                 raise UnknownTask(f"{where}: the {self.model_type} family has no task {wanted!r}; it has {known}")
             return wanted
-        there = {task: self.has_head(task, stored) for task in self.tasks}
+        architectures = config.architectures
+        there = {task: self.has_head(task, config, stored) for task in self.tasks}
         for task, module in self.tasks.items():
             if module.ORIGINAL in (architectures or ()):
                 return task if there[task] else FEATURES
@@ -139,10 +148,16 @@ class Family:
             f"{self.model_type} family; say `task:` in the manifest, one of {', '.join(found) or known}"
         )
 
-    def has_head(self, task: str, stored: Collection[str]) -> bool:
+    def has_head(self, task: str, config: Any, stored: Collection[str]) -> bool:
         """Whether there is a tensor for what the task has besides the encoder."""
-        head = set(self.tasks[task].WEIGHTS.values()) - set(self.tasks[FEATURES].WEIGHTS.values())
+        head, encoder = (set(self.tasks[each].weights(config).values()) for each in (task, FEATURES))
+        head -= encoder
         return not head or any(name.rpartition(".")[0] in head for name in stored)
+
+
+def reproduced(allowed: Allowed, config: Any) -> Container[Any]:
+    """The values themselves, beside those that the config has for other keys."""
+    return allowed(config) if callable(allowed) else allowed
 
 
 def catalogue() -> dict[str, tuple[Task, ...]]:

@@ -8,7 +8,7 @@ Each names the submodules that it adds, which the family's weight table fills. W
 `Encoder` says how, and a family's own encoder, or one head of it, says otherwise.
 """
 
-from collections.abc import Callable, Collection, Container, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hft2ane.ane import ACTIVATIONS, Activation, ChannelNorm, Decoder, Linear, to_tokens
-from hft2ane.families import SIZE
+from hft2ane.families import SIZE, Allowed
 
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 
@@ -31,7 +31,7 @@ class Encoder(nn.Module):
     WEIGHTS: ClassVar[Mapping[str, str]]
     UNWANTED: ClassVar[tuple[str, ...]] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
-    CONFIG: ClassVar[Mapping[str, Container[Any]]] = {}
+    CONFIG: ClassVar[Mapping[str, Allowed]] = {}
     OUTPUTS: tuple[str, ...]
     inputs: tuple[str, ...]
     encode: Callable[..., Tensor]
@@ -67,6 +67,11 @@ class Encoder(nn.Module):
     def has_bias(config: Any, part: str) -> bool:
         """Whether a head's `dense`, its `norm` or its `decoder` has one."""
         return True
+
+    @classmethod
+    def weights(cls, config: Any) -> Mapping[str, str]:
+        """The rows of WEIGHTS for a network of this config."""
+        return cls.WEIGHTS
 
 
 class FeatureExtractor(Encoder):
