@@ -154,7 +154,7 @@ class Recorder(TorchFunctionMode):
 
     def enter(self, path: str, module: nn.Module, args: tuple[Any, ...]) -> None:
         self.stack.append(path)
-        if isinstance(module, ChannelNorm):
+        if isinstance(module, ChannelNorm) and args[0] in self.live:
             norm = self.norms.setdefault(path, Norm())
             norm.has_branch = len(args) > 1
             norm.branch = self.makers[args[1]] if norm.has_branch and args[1] in self.makers else None

@@ -481,8 +481,15 @@ def vector_norm(writer: Writer, x: Symbol, *, dim: int | Sequence[int], keepdim:
 
 
 @lowers("conv2d")
-def conv2d(writer: Writer, input: Symbol, weight: Tensor, bias: Tensor | None = None) -> Any:
-    return writer.emit("conv", x=input, weight=weight, bias=bias)
+def conv2d(
+    writer: Writer, input: Symbol, weight: Tensor, bias: Tensor | None = None, *, padding: tuple[int, int] | None = None
+) -> Any:
+    if padding is None:
+        return writer.emit("conv", x=input, weight=weight, bias=bias)
+    if not isinstance(padding, tuple):
+        raise ExportError(f"{writer.where}: padding is lowered as a number for each of two axes, not as {padding!r}")
+    pad = [size for size in padding for _ in range(2)]
+    return writer.emit("conv", x=input, weight=weight, bias=bias, pad_type="custom", pad=pad)
 
 
 @lowers("embedding")

@@ -144,6 +144,7 @@ USES: list[tuple[str, Compute]] = [
     ("conv2d", lambda m, x: F.conv2d(x, m.weight, m.bias)),
     ("conv2d", lambda m, x: F.conv2d(input=x, weight=m.weight)),
     ("conv2d", lambda m, x: F.conv2d(x, m.weight, bias=None, stride=1, groups=1)),
+    ("conv2d", lambda m, x: F.conv2d(x, m.table[:30].reshape(10, CHANNELS, 1, 3), padding=(0, 1))),
     ("embedding", lambda m, x: F.embedding(m.ids, m.table)),
     ("embedding", lambda m, x: F.embedding(m.ids, weight=m.table, padding_idx=3)),
     ("channel_norm", lambda m, x: channel_norm(x, m.gamma, m.beta, 2.0**-10)),
@@ -334,6 +335,10 @@ LACKS = r"^blocks\.3\.attend uses {} of a tensor, which symbols lack"
         (lambda x: torch.linalg.vector_norm(x, ord=1, dim=1), NOT_TAKEN.format("vector_norm", "ord")),
         (lambda x: F.conv2d(x, torch.ones(2, 6, 1, 1), stride=2), NOT_TAKEN.format("conv2d", "stride")),
         (lambda x: F.conv2d(x, torch.ones(2, 6, 1, 1), None, (2, 2)), NOT_TAKEN.format("conv2d", "positional")),
+        (
+            lambda x: F.conv2d(x, torch.ones(2, 6, 1, 3), padding=1),
+            "padding is lowered as a number for each of two axes, not as 1",
+        ),
         (lambda x: torch.flatten(x, 1, 2), NOT_TAKEN.format("flatten", "positional")),
         (lambda x: x.softmax(1), LACKS.format(r"\.softmax")),
         (lambda x: x.T, LACKS.format(r"\.T")),

@@ -7,6 +7,7 @@ Transformers on the Apple Neural Engine", 2022). The same modules are the fp32 r
 
 from hft2ane.ane.attention import Attention, additive_mask
 from hft2ane.ane.block import Block
+from hft2ane.ane.disentangled import DisentangledAttention
 from hft2ane.ane.layers import (
     ACTIVATIONS,
     EPS_LEAST,
@@ -15,9 +16,11 @@ from hft2ane.ane.layers import (
     Decoder,
     Embedding,
     Linear,
+    TokenConvolution,
     channel_norm,
     to_channels,
     to_tokens,
+    token_types,
 )
 from hft2ane.ane.pooling import POOLING, Normalize, Pool
 from hft2ane.ane.rotary import RotaryAttention, near, rotary_tables
@@ -33,6 +36,7 @@ __all__ = [
     "Block",
     "ChannelNorm",
     "Decoder",
+    "DisentangledAttention",
     "Embedding",
     "Gated",
     "Layer",
@@ -42,6 +46,7 @@ __all__ = [
     "RotaryAttention",
     "Stream",
     "Value",
+    "TokenConvolution",
     "additive_mask",
     "channel_norm",
     "fill",
@@ -49,4 +54,5 @@ __all__ = [
     "rotary_tables",
     "to_channels",
     "to_tokens",
+    "token_types",
 ]

@@ -52,15 +52,19 @@ class Attention(nn.Module):
         return x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor) -> Tensor:
-    """One head: q (B, size, 1, queries), k (B, keys, 1, size), v (B, size, 1, keys) -> (B, size, 1, queries)."""
+def attend(q: Tensor, k: Tensor, v: Tensor, *added: Tensor) -> Tensor:
+    """One head: q (B, size, 1, queries), k (B, keys, 1, size), v (B, size, 1, keys) -> (B, size, 1, queries).
+
+    `added`: to the scores, of 1 or all queries, the mask last."""
     step = chunk(k.shape[1], q.shape[3])
     if step == q.shape[3]:
-        scores = torch.einsum("bkhc,bchq->bkhq", k, q) + mask
+        scores = torch.einsum("bkhc,bchq->bkhq", k, q)
+        for each in added:
+            scores = scores + each
         return torch.einsum("bchk,bkhq->bchq", v, torch.softmax(scores, 1))
     queries = torch.split(q, step, 3)
-    masks = torch.split(mask, step, 3) if mask.shape[3] > 1 else [mask] * len(queries)
-    return torch.cat([attend(part, k, v, its) for part, its in zip(queries, masks, strict=True)], 3)
+    parts = [torch.split(each, step, 3) if each.shape[3] > 1 else [each] * len(queries) for each in added]
+    return torch.cat([attend(part, k, v, *its) for part, *its in zip(queries, *parts, strict=True)], 3)
 
 
 def chunk(keys: int, queries: int) -> int:

@@ -54,6 +54,22 @@ class Linear(nn.Module):
         return F.conv2d(x, self.weight, self.bias)
 
 
+class TokenConvolution(nn.Module):
+    """A convolution along the tokens, zeros beyond both ends: (B, n_in, 1, S) -> (B, n_out, 1, S). `size`: odd."""
+
+    def __init__(self, n_in: int, n_out: int, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_out, n_in, 1, size))
+        self.bias = nn.Parameter(torch.empty(n_out))
+
+    def fit(self, name: str, tensor: Tensor) -> Tensor:
+        """A torch.nn.Conv1d's weight (n_out, n_in, size)."""
+        return tensor[:, :, None] if name == "weight" else tensor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias, padding=(0, self.weight.shape[3] // 2))
+
+
 class Decoder(Linear):
     """A linear over a vocabulary, as tokens: (B, n_in, 1, S) -> (B, S, n_out).
 
@@ -106,6 +122,21 @@ class ChannelNorm(nn.Module):
     def forward(self, x: Tensor, branch: Tensor | None = None) -> Tensor:
         x = x if self.scale == 1 else x * self.scale
         return channel_norm(x if branch is None else x + branch, self.weight, self.bias, self.eps)
+
+
+def token_types(types: Embedding, ids: Tensor | None, fixed: Tensor | None) -> Tensor:
+    """The embeddings of token types, with `fixed` constants (S, C): what is added to those of words, (B, S, C).
+
+    `ids` (B, S), None where there is one type. Two need no look-up, which would run on the CPU."""
+    table = types.weight
+    first = table[0] if fixed is None else fixed + table[0]
+    if ids is None:
+        return first
+    if len(table) == 2:
+        second = torch.reshape(ids.to(torch.float32), (*ids.shape, 1))
+        return second * (table[1] - table[0]) + first
+    looked_up: Tensor = types(ids)
+    return looked_up if fixed is None else looked_up + fixed
 
 
 def to_channels(x: Tensor) -> Tensor:

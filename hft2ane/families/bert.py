@@ -3,10 +3,19 @@
 from collections.abc import Collection, Iterable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from hft2ane.ane import ACTIVATIONS, Attention, Block, ChannelNorm, Embedding, Linear, additive_mask, to_channels
+from hft2ane.ane import (
+    ACTIVATIONS,
+    Attention,
+    Block,
+    ChannelNorm,
+    Embedding,
+    Linear,
+    additive_mask,
+    to_channels,
+    token_types,
+)
 from hft2ane.families import EPSILON, LAYERS, SIZE, _heads
 
 CONFIG = {
@@ -84,17 +93,10 @@ class Encoder(_heads.Encoder):
         return x
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
-        """(B, S) -> (B, S, C), before the norm. Two token types need no look-up, which would run on the CPU."""
+        """(B, S) -> (B, S, C), before the norm."""
         x: Tensor = self.words(input_ids)
-        types = self.types.weight
         fixed = self.positions.weight[self.first : self.first + input_ids.shape[1]]
-        if token_type_ids is None:
-            return x + (fixed + types[0])
-        if len(types) == 2:
-            second = torch.reshape(token_type_ids.to(torch.float32), (*token_type_ids.shape, 1))
-            return x + (second * (types[1] - types[0]) + (fixed + types[0]))
-        looked_up: Tensor = self.types(token_type_ids)
-        return x + (looked_up + fixed)
+        return x + token_types(self.types, token_type_ids, fixed)
 
 
 class FeatureExtractor(_heads.PooledFeatureExtractor, Encoder):
