@@ -23,7 +23,7 @@ TOKENIZER = {
     "vocab.json",
     "merges.txt",
 }
-SENTENCEPIECE = re.compile(r"[^/]+\.spm|sentencepiece[^/]*\.model|spiece\.model")
+SENTENCEPIECE = re.compile(r"[^/]+\.spm|sentencepiece[^/]*\.model|sp(iece|m)\.model")
 # sentence-transformers: the list of modules, and a folder for each after the transformer itself, e.g. 2_Dense.
 SENTENCE = re.compile(r"modules\.json|sentence_\w+_config\.json|config_sentence_transformers\.json")
 MODULE = re.compile(r"\d+_[A-Za-z]\w*", re.ASCII)

@@ -58,7 +58,9 @@ def test_a_sentence_transformers_repo() -> None:
     assert chosen(*others, *reversed(needed)) == needed
 
 
-@pytest.mark.parametrize("name", ["spiece.model", "sentencepiece.bpe.model", "source.spm", "merges.txt", "vocab.json"])
+@pytest.mark.parametrize(
+    "name", ["spiece.model", "spm.model", "sentencepiece.bpe.model", "source.spm", "merges.txt", "vocab.json"]
+)
 def test_tokenizer_files(name: str) -> None:
     assert name in chosen(*BERT, name)
 
