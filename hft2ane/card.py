@@ -29,6 +29,9 @@ from hft2ane import keys, layout, records
 from hft2ane.errors import BadInput, GateFailed
 from hft2ane.records import (
     CAP,
+    LEAST_LENGTH,
+    SEVERAL_OS,
+    SINGLE_OS,
     SUMS,
     Audit,
     CardFields,
@@ -106,7 +109,11 @@ PRECISIONS: Mapping[Variant, tuple[str, str]] = {
     "palettized-8": ("8-bit", "palettized-8"),
     "palettized-6": ("6-bit", "palettized-6, lossy"),
     "palettized-4": ("4-bit", "palettized-4, lossy"),
+    "mixed-6": ("mixed-precision", "mixed-6, lossy"),
+    "mixed-4": ("mixed-precision", "mixed-4, lossy"),
 }
+
+LOSSY = tuple(variant for variant, (_, name) in PRECISIONS.items() if name.endswith(", lossy"))
 
 # What `tokenizers` and the Swift snippet call the inputs.
 PYTHON_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
@@ -358,7 +365,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
         base_model_relation="quantized" if base else None,
         tags=[
             *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
-            *(PRECISIONS[package.variant][0] for package in conversion.packages),
+            *dict.fromkeys(PRECISIONS[package.variant][0] for package in conversion.packages),
         ],
         model_name=short_name(conversion.source),
         eval_results=results,
@@ -397,6 +404,9 @@ def body(
     main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
     pair = task in PAIRS or pipeline_tag(conversion) == "text-ranking"
     entries, pad = main.shape[-1], pad_token(release)
+    least = least_psnr(report)
+    nearest = max(conversion.packages, key=lambda package: least[package.variant])
+    others = sorted((p for p in conversion.packages if p.size < nearest.size), key=lambda p: p.size, reverse=True)
     template = environment().get_template("card.md.j2")
     return template.render(
         name=short_name(source),
@@ -424,6 +434,13 @@ def body(
         plots=plots,
         keeps=tokens_kept(release, max(f.length for f in package.functions)),
         packages=conversion.packages,
+        nearest=nearest,
+        nearest_least=least[nearest.variant],
+        smaller=[(p, f"{p.size / nearest.size:.0%}", least[p.variant]) for p in others],
+        lossy=LOSSY,
+        single_os=SINGLE_OS,
+        several_os=SEVERAL_OS,
+        shorter=shorter(function.length),
         specification=specification(conversion, report),
         evaluator=keys.BACKEND,
         functions=package.functions,
@@ -446,6 +463,11 @@ def body(
         tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
         legal=[file.path for file in layout.legal(source.files)],
     )
+
+
+def shorter(length: int) -> list[int]:
+    """Lengths up to this one that make a package quicker for short texts: 128 -> 32, 64, 128."""
+    return [*(n for n in (length // 4, length // 2) if n >= LEAST_LENGTH), length]
 
 
 def specification(conversion: Conversion, report: Report) -> list[list[str]]:

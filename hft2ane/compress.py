@@ -4,22 +4,25 @@ Only sums in a fixed order, products and quotients are used, which IEEE 754 defi
 same weights give the same bytes anywhere.
 """
 
+import math
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hft2ane.records import Variant
+from hft2ane.records import Form, Mixture, Variant
 
 Array = NDArray[Any]
 
-# What each variant says of its weights.
+# What each form says of the weights.
 KEPT = (
     "int8 with a scale and zero point a row for tables that are looked up; "
     "fp16 for positions, norms, biases and tensors below 2048 numbers"
 )
-WEIGHTS: dict[Variant, str] = {
+WEIGHTS: dict[Form, str] = {
     "float16": "fp16",
     "int8": f"int8 with a scale and zero point an output channel for linear layers; {KEPT}",
     "palettized-8": f"a palette of 256 fp16 values a linear layer; {KEPT}",
@@ -27,7 +30,8 @@ WEIGHTS: dict[Variant, str] = {
     "palettized-4": f"a palette of 16 fp16 values a linear layer; {KEPT}",
 }
 LEAST_NUMBERS = 2048  # a smaller tensor stays in fp16: it would save nothing that one could measure
-PALETTES: dict[Variant, int] = {"palettized-8": 8, "palettized-6": 6, "palettized-4": 4}  # bits an index
+PALETTES: dict[Form, int] = {"palettized-8": 8, "palettized-6": 6, "palettized-4": 4}  # bits an index
+MIXED: dict[Variant, Form] = {"mixed-6": "palettized-6", "mixed-4": "palettized-4"}  # what most layers have
 ROUNDS = 300  # of Lloyd's algorithm at most; it stops before when nothing moves
 # Quantisation in ranges up to INT8_MAX - INT8_LEAST steps.
 INT8_LEAST, INT8_MAX = -128, 127
@@ -74,23 +78,49 @@ class Palettized:
 Compressed = Quantized | Palettized
 
 
-def compress(weight: Array, variant: Variant, table: bool) -> Compressed | None:
-    """What the variant makes of an fp16 weight (out, in, 1, 1) or table (entries, channels); None: it stays fp16.
+def about(variant: Variant, mixture: Mixture | None) -> str:
+    """What a package says of its weights. `mixture`: of a mixed variant."""
+    if mixture is None:
+        return WEIGHTS[variant]  # type: ignore[index]
+    if not mixture.raised:
+        return WEIGHTS[mixture.form]
+    counts = Counter(raised.form for raised in mixture.raised)
+    more = [
+        f"{'fp16' if each == 'float16' else f'one of {1 << PALETTES[each]}'} in {counts[each]}"
+        for each in ("palettized-6", "palettized-8", "float16")
+        if each in counts
+    ]
+    most = WEIGHTS[mixture.form].removesuffix(f"; {KEPT}")
+    return f"{most}, but {' and '.join(more)} that lose most for their size; {KEPT}"
 
-    `table`: rows are looked up."""
-    stored = form(weight.size, variant, table)
+
+def compress(weight: Array, linear: Form, table: bool) -> Compressed | None:
+    """What becomes of an fp16 weight (out, in, 1, 1) or table (entries, channels) where linear layers have the form
+    `linear`; None: it stays fp16. `table`: rows are looked up."""
+    stored = form(weight.size, linear, table)
     if stored == "float16":
         return None
     return quantize(weight) if stored == "int8" else palettize(weight, PALETTES[stored])
 
 
-def form(numbers: int, variant: Variant, table: bool) -> Variant:
-    """The variant that says how a tensor of so many numbers is stored.
+def form(numbers: int, linear: Form, table: bool) -> Form:
+    """How a tensor of so many numbers is stored where linear layers have the form `linear`.
 
     Tables, whose rows are looked up, have a scale a row in every variant; why: docs/decisions.md."""
-    if variant == "float16" or numbers < LEAST_NUMBERS:
+    if linear == "float16" or numbers < LEAST_NUMBERS:
         return "float16"
-    return "int8" if table else variant
+    return "int8" if table else linear
+
+
+def stored_bytes(shape: Sequence[int], stored: Form) -> int:
+    """What a tensor of this shape takes in the form in which it is stored, without what aligns it in a file."""
+    numbers: int = math.prod(shape)
+    if stored == "float16":
+        return 2 * numbers
+    if stored == "int8":
+        return numbers + 3 * shape[0]
+    bits = PALETTES[stored]
+    return -(-numbers * bits // 8) + (2 << bits)
 
 
 def quantize(weight: Array) -> Quantized:

@@ -15,15 +15,16 @@ from typing import Any
 
 from hft2ane import keys, package, records
 from hft2ane.audit import calibration
-from hft2ane.compress import WEIGHTS
+from hft2ane.compress import MIXED, about
 from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
 from hft2ane.layout import shaping
-from hft2ane.lower import Stored, Symbol, Writer
+from hft2ane.lower import NONE, Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
-from hft2ane.records import Exported, Job, Package, Progress, Source, Tensor, silent
+from hft2ane.mixed import mix, rows
+from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 
@@ -54,8 +55,8 @@ class Deployment:
     minimum_os: str
 
 
-SINGLE = Deployment(7, "iOS 16 / macOS 13")
-MULTIFUNCTION = Deployment(9, "iOS 18 / macOS 15")
+SINGLE = Deployment(7, records.SINGLE_OS)
+MULTIFUNCTION = Deployment(9, records.SEVERAL_OS)
 
 
 def export(folder: Path, progress: Progress = silent) -> Exported:
@@ -70,18 +71,25 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     progress("rewrite", 0.4)
     module = rewrite(original)
     progress("audit the ranges", 0.45)
-    ranges = condition(module, calibration(folder / "source", original, module.inputs, job.recipe.lengths))
+    task: Task = original.task  # type: ignore[assignment]
+    batches = calibration(folder / "source", original, module.inputs, job.recipe.lengths)
+    ranges = condition(module, batches)
     check(ranges, source.id)
     convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
     progress("export", 0.5)
     packages = []
     for variant in job.recipe.variants:
         path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
-        metadata = provenance(source, original, convert_key, variant)
-        packages.append(write(path, module, job.recipe.lengths, variant, original, metadata))
+        mixture = None
+        if variant in MIXED:
+            progress(f"choose the layers of {variant}", 0.5)
+            measured = rows(folder / "source", original, module.inputs, job.recipe.lengths)
+            mixture = mix(module, task, variant, measured, batches[0])
+        metadata = provenance(source, original, convert_key, variant, mixture)
+        packages.append(write(path, module, job.recipe.lengths, variant, original, metadata, mixture))
     exported = Exported(
         family=original.family.model_type,
-        task=original.task,  # type: ignore[arg-type]
+        task=task,
         original=type(original.model).__name__,
         convert_key=convert_key,
         packages=tuple(packages),
@@ -118,8 +126,11 @@ def model_name(model: str) -> str:
     return re.sub(r"[^\w.-]", "_", model.rpartition("/")[2])
 
 
-def provenance(source: Source, original: Original, convert_key: str, variant: records.Variant) -> dict[str, str]:
+def provenance(
+    source: Source, original: Original, convert_key: str, variant: records.Variant, mixture: Mixture | None = None
+) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
+    raised = [f"{each.path} {each.form}" for each in mixture.raised] if mixture else []
     versions = {f"com.github.hft2ane.{name}": locked for name, locked in keys.toolchain().items()}
     return {
         "author": f"Converted by hft2ane from {source.id}",
@@ -129,7 +140,8 @@ def provenance(source: Source, original: Original, convert_key: str, variant: re
         "com.github.hft2ane.family": original.family.model_type,
         "com.github.hft2ane.convert_key": convert_key,
         "com.github.hft2ane.variant": variant,
-        "com.github.hft2ane.weights": WEIGHTS[variant],
+        "com.github.hft2ane.weights": about(variant, mixture),
+        **({"com.github.hft2ane.raised": ", ".join(raised)} if raised else {}),
         **versions,
     }
 
@@ -141,13 +153,16 @@ def write(
     variant: records.Variant,
     original: Original,
     metadata: Mapping[str, str],
+    mixture: Mixture | None = None,
 ) -> Package:
-    """The module at each length as the package at `path`."""
+    """The module at each length as the package at `path`. `mixture`: of a mixed variant."""
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
     choices = CHOICES if original.task == "multiple-choice" else None
-    program, functions = build(module, lengths, deployment, choices, variant)
-    about = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
-    package.write(path, program, about, INPUTS | OUTPUTS, metadata)
+    linear: Form = mixture.form if mixture else variant  # type: ignore[assignment]
+    raised = {each.path: each.form for each in mixture.raised} if mixture else NONE
+    program, functions = build(module, lengths, deployment, choices, linear, raised)
+    title = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
+    package.write(path, program, title, INPUTS | OUTPUTS, metadata)
     return Package(
         variant=variant,
         file=path.name,
@@ -156,7 +171,8 @@ def write(
         minimum_os=deployment.minimum_os,
         functions=functions,
         default_function=program.default_function_name,
-        weights=WEIGHTS[variant],
+        weights=about(variant, mixture),
+        mixture=mixture,
     )
 
 
@@ -165,7 +181,8 @@ def build(
     lengths: Sequence[int],
     deployment: Deployment,
     choices: int | None = None,
-    variant: records.Variant = "float16",
+    linear: Form = "float16",
+    raised: Mapping[str, Form] = NONE,
 ) -> tuple[Program, tuple[records.Function, ...]]:
     """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` …, the longest as default."""
     program, functions = Program(deployment.specification, Weights(deployment.specification)), []
@@ -173,7 +190,7 @@ def build(
     for length in sorted(lengths):
         name = "main" if len(lengths) == 1 else f"tokens_{length}"
         shape = (1, length) if choices is None else (1, choices, length)
-        function = trace(module, shape, program, stored, variant)
+        function = trace(module, shape, program, stored, linear, raised)
         program.functions[name] = function
         functions.append(
             records.Function(
@@ -192,12 +209,13 @@ def trace(
     shape: tuple[int, ...],
     program: Program,
     stored: dict[Any, Stored],
-    variant: records.Variant = "float16",
+    linear: Form = "float16",
+    raised: Mapping[str, Form] = NONE,
 ) -> Function:
     """One call of the module on symbols. Outputs carry the original's names."""
     inputs = {name: Type(shape, "int32") for name in module.inputs}
     function = Function(program.specification_version, inputs, program.weights)
-    writer = Writer(module, function, stored, (*module.inputs, *module.OUTPUTS), variant)
+    writer = Writer(module, function, stored, (*module.inputs, *module.OUTPUTS), linear, raised)
     with writer.following():
         outputs = module(*(Symbol(function.inputs[name], writer) for name in module.inputs))
     distinct = {id(output.var) for output in outputs if isinstance(output, Symbol) and output.var.origin == "operation"}

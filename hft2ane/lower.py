@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -27,7 +28,7 @@ from hft2ane.compress import PALETTES, form, palettize, quantize
 from hft2ane.errors import ExportError
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Held, Make, Var, immediate
-from hft2ane.records import Variant
+from hft2ane.records import Form
 
 FP16_MAX = 65504.0
 FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16
@@ -35,6 +36,8 @@ FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16
 PIECE = 1 << 18  # numbers that are rounded at once: they fit into a core's cache
 
 DTYPES = {torch.float32: "fp16", torch.int32: "int32"}
+
+NONE: Mapping[str, Form] = MappingProxyType({})
 
 # Inputs of operations that a variant may compress: whether its rows are looked up.
 COMPRESSIBLE = {("conv", "weight"): False, ("gather", "x"): True}
@@ -169,7 +172,7 @@ class Stored:
     `form`: the variant that stores tensors so; float16 for whole numbers too, which none compresses."""
 
     tensor: Tensor
-    form: Variant
+    form: Form
     parts: Mapping[str, Held]
 
 
@@ -177,7 +180,8 @@ class Writer:
     """Writes the operations of one MIL function, named by the path of the module that asked for them.
 
     `stored` is shared by all functions of a program, so that each tensor is rounded and stored once. `reserved` names
-    are kept for the function's inputs and outputs."""
+    are kept for the function's inputs and outputs. Linear layers have the form `linear`, but for those that are
+    `raised`, by path."""
 
     def __init__(
         self,
@@ -185,12 +189,14 @@ class Writer:
         function: Function,
         stored: dict[Any, Stored],
         reserved: Iterable[str] = (),
-        variant: Variant = "float16",
+        linear: Form = "float16",
+        raised: Mapping[str, Form] = NONE,
     ) -> None:
         self.names = {module: name for name, module in root.named_modules()}
         self.parameters = {p.data_ptr(): name for name, p in root.named_parameters()}
         self.loaded = {p.untyped_storage().data_ptr() for p in root.parameters()}
-        self.function, self.stored, self.variant = function, stored, variant
+        self.function, self.stored = function, stored
+        self.linear, self.raised = linear, raised
         self.constants: dict[Any, Var] = {}
         self.done: dict[Any, Any] = {}
         self.stack: list[str] = []
@@ -295,7 +301,7 @@ class Writer:
     def constant(self, tensor: Tensor, name: str, table: bool | None = None) -> Var:
         """The constant for a real tensor; the same tensor gives the same one. What differs in axes of size 1 only, as
         a table of words and the linear layer that it is tied to, is stored once."""
-        stored_as = "float16" if table is None else form(tensor.numel(), self.variant, table)
+        stored_as = "float16" if table is None else form(tensor.numel(), self.raised.get(self.path, self.linear), table)
         strides = tuple((n, step) for n, step in zip(tensor.shape, tensor.stride(), strict=True) if n > 1)
         key = (tensor.data_ptr(), tensor.dtype, strides, tensor.shape[:1], stored_as)
         if (key, tensor.shape) not in self.constants:
@@ -304,7 +310,7 @@ class Writer:
             self.constants[key, tensor.shape] = self.decompressed(self.stored[key], tensor.shape, self.unique(name))
         return self.constants[key, tensor.shape]
 
-    def store(self, tensor: Tensor, stored_as: Variant, key: Any, name: str) -> Stored:
+    def store(self, tensor: Tensor, stored_as: Form, key: Any, name: str) -> Stored:
         label, content = self.parameters.get(tensor.data_ptr(), name), key
         if tensor.untyped_storage().data_ptr() not in self.loaded:
             # What a module computes anew at each length may be the same each time.
@@ -314,7 +320,7 @@ class Writer:
             self.stored[content] = Stored(tensor, stored_as, self.parts(tensor, stored_as, label))
         return replace(self.stored[content], tensor=tensor)
 
-    def parts(self, tensor: Tensor, stored_as: Variant, label: str) -> dict[str, Held]:
+    def parts(self, tensor: Tensor, stored_as: Form, label: str) -> dict[str, Held]:
         """What is stored of the tensor, in its order in the weight file; it is made when that is written."""
         shape, rows, later = tuple(tensor.shape), tuple(tensor.shape[:1]), self.function.later
         make: Make

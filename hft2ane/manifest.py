@@ -34,7 +34,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from hft2ane.errors import BadInput, ManifestError
-from hft2ane.records import LEAST_LENGTH, Gates, Recipe, Task, Variant, Wanted
+from hft2ane.records import LEAST_LENGTH, VARIANTS, Gates, Recipe, Task, Variant, Wanted
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10  # a right manifest has 5 levels
@@ -50,14 +50,15 @@ ABOUT = {
     "revision": "a branch, tag or commit of the original, a text; default main, which follows the author",
     "task": "what the model is used for, when the checkpoint does not say or says otherwise",
     "lengths": "1 to 8 different input lengths in tokens, each from 8 to 8192, in a list; default [128]",
-    "variants": "a list of different forms of the weights, a package each: float16, int8, palettized-8, palettized-6, "
-    "palettized-4; default [float16]",
+    "variants": f"a list of different forms of the weights, a package each: {', '.join(VARIANTS)}; default [float16]",
     "gates": "a mapping of the least PSNR that may be published: rewrite, artefact, bits8, bits6, bits4",
     "rewrite": "a PSNR in dB above 0, at most 200: our module against transformers; default 90",
     "artefact": "a PSNR in dB above 0, at most 200: a float16 package against transformers; default 50",
     "bits8": "a PSNR in dB above 0, at most 200: a package with weights of 8 bits (int8, palettized-8); default 35",
-    "bits6": "a PSNR in dB above 0, at most 200: a package with weights of 6 bits, which is lossy; default 30",
-    "bits4": "a PSNR in dB above 0, at most 200: a package with weights of 4 bits, which is lossy; default 25",
+    "bits6": "a PSNR in dB above 0, at most 200: a package with weights of 6 bits (palettized-6, mixed-6), which "
+    "is lossy; default 30",
+    "bits4": "a PSNR in dB above 0, at most 200: a package with weights of 4 bits (palettized-4, mixed-4), which "
+    "is lossy; default 25",
     "license": "the licence that the original must have, as the Hub spells it (lower case, e.g. apache-2.0)",
     "publish": "a mapping of where the release goes: organization, name",
     "organization": "a Hub user or organisation: letters, digits, '.', '_' and '-', at most 96 characters",

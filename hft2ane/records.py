@@ -21,6 +21,7 @@ from hft2ane.errors import BadInput, NoSpace
 SCHEMA: Final = 1
 SUMS = "SHA256SUMS"  # of a release: a line a file
 CAP = 300.0  # dB: equal arrays have no finite PSNR, and JSON no infinity
+SINGLE_OS, SEVERAL_OS = "iOS 16 / macOS 13", "iOS 18 / macOS 15"  # what packages of one and of several lengths need
 LEAST_LENGTH = 8  # tokens: room for the special tokens and a few words
 STRICT = ConfigDict(extra="forbid", frozen=True)
 
@@ -36,7 +37,10 @@ Task = Literal[
     "replaced-token-detection",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
-Variant = Literal["float16", "int8", "palettized-8", "palettized-6", "palettized-4"]
+Form = Literal["float16", "int8", "palettized-8", "palettized-6", "palettized-4"]  # of the weights of a linear layer
+FORMS: tuple[Form, ...] = get_args(Form)
+Mixed = Literal["mixed-6", "mixed-4"]  # each layer has a form of its own
+Variant = Literal[Form, Mixed]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Action = Literal["create", "convert", "card", "skip", "blocked"]
 Severity = Literal["error", "warning", "info"]
@@ -82,6 +86,8 @@ class Gates:
             "palettized-8": self.bits8,
             "palettized-6": self.bits6,
             "palettized-4": self.bits4,
+            "mixed-6": self.bits6,
+            "mixed-4": self.bits4,
         }[what]
 
 
@@ -199,9 +205,34 @@ class Function:
 
 
 @dataclass(frozen=True)
+class Raised:
+    """A linear layer of a mixed variant in another form than most. `share`: its part, 0 to 1, of what the outputs lose
+    when all layers have the form of most, to first order."""
+
+    __pydantic_config__ = STRICT
+    path: str
+    form: Form
+    share: float
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How the weights of a mixed variant were chosen: `form` is that of most linear layers, `raised` are the others.
+
+    `aim`, `before` (with none raised) and `after`: PSNR in dB, of the worst row, by our module with these weights."""
+
+    __pydantic_config__ = STRICT
+    form: Form
+    aim: float
+    before: float
+    after: float
+    raised: tuple[Raised, ...]
+
+
+@dataclass(frozen=True)
 class Package:
     """One .mlpackage. `digest`: see `package.digest`. `minimum_os`: e.g. `iOS 16 / macOS 13`. `weights`: in what form
-    they are kept, and which of them are not compressed."""
+    they are kept, and which of them are not compressed. `mixture`: of a mixed variant."""
 
     __pydantic_config__ = STRICT
     variant: Variant
@@ -212,6 +243,7 @@ class Package:
     functions: tuple[Function, ...]
     default_function: str
     weights: str = "fp16"
+    mixture: Mixture | None = None
 
 
 @dataclass(frozen=True)

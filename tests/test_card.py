@@ -42,8 +42,10 @@ from hft2ane.records import (
     LintSettings,
     Measure,
     Measured,
+    Mixture,
     Package,
     Placed,
+    Raised,
     Range,
     Recipe,
     RemoteFile,
@@ -51,6 +53,7 @@ from hft2ane.records import (
     Source,
     Task,
     Tensor,
+    Variant,
 )
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -358,6 +361,63 @@ def test_a_lossy_variant_says_so(folder: Path) -> None:
     assert "| Precision | float16 | palettized-4, lossy |" in text
     assert "| Weights | fp16 | a palette |" in text
     assert "- 4-bit\n" in text.split("---")[1]
+
+
+def with_second(folder: Path, variant: Variant, psnr: float, mixture: Mixture | None = None) -> str:
+    """The card when there is also a package of this variant, half as large as the first."""
+    one = records.read(folder / "export.json", Exported).packages[0]
+    file = one.file.replace("float16", variant)
+    two = replace(one, variant=variant, file=file, size=one.size // 2, weights="a palette", mixture=mixture)
+    shutil.copytree(folder / one.file, folder / two.file)
+    rewritten(folder / "export.json", Exported, packages=(one, two))
+    first, bar, *_ = records.read(folder / "report.json", Report).fidelity
+    rewritten(
+        folder / "report.json", Report, fidelity=(first, bar, replace(bar, what=variant, gate=25.0, psnr_min=psnr))
+    )
+    return (card.write(folder) / "README.md").read_text()
+
+
+def test_which_package_to_take(folder: Path) -> None:
+    text = section(with_second(folder, "palettized-4", 26.18), "## Which to take")
+    assert "Take `all-MiniLM-L6-v2.float16.mlpackage` where its size is no matter" in text
+    assert "- `all-MiniLM-L6-v2.palettized-4.mlpackage` has 50% of its size, and 26.1 dB in the worst row" in text
+    assert "That is lossy: try it" in text
+
+
+def test_a_variant_that_is_not_lossy_is_not_called_so(folder: Path) -> None:
+    assert "lossy" not in section(with_second(folder, "int8", 43.0), "## Which to take")
+
+
+@pytest.mark.parametrize("lengths", [(64,), (64, 128)], ids=str)
+def test_which_lengths_to_take(lengths: tuple[int, ...], tmp_path: Path) -> None:
+    """What the other kind of package needs, and the command that makes it."""
+    text = section(text_of(card.write(job_folder(tmp_path, lengths=lengths))), "## Which to take")
+    assert "where its size" not in text
+    if len(lengths) == 1:
+        assert "One length runs from iOS 16, macOS 13" in text
+        assert "iOS 18, macOS 15 can be asked for" in text
+        assert "--lengths 16,32,64 --out several" in text
+    else:
+        assert "Several lengths in one package need iOS 18, macOS 15." in text
+        assert "a package of one length, which runs from iOS 16, macOS 13" in text
+        assert "--lengths 128 --out one" in text
+
+
+def test_a_mixed_variant_says_which_layers_have_more_bits(folder: Path) -> None:
+    raised = (Raised("blocks.0.up", "palettized-6", 0.1234), Raised("blocks.5.down", "float16", 0.05))
+    text = with_second(folder, "mixed-4", 26.18, Mixture("palettized-4", 26.0, 21.4, 26.13, raised))
+    assert "| Precision | float16 | mixed-4, lossy |" in text
+    told = section(text, "### Bits of mixed-4")
+    assert "All of them in that form have 21.4 dB in the worst row; what is aimed at is 26.0 dB." in told
+    assert "So 2 have more bits" in told
+    assert "26.1 dB" in told
+    assert "| `blocks.0.up` | palettized-6 | 12.34% |" in told
+    assert "| `blocks.5.down` | float16 | 5% |" in told
+
+
+def test_a_mixed_variant_with_nothing_raised(folder: Path) -> None:
+    text = with_second(folder, "mixed-6", 33.0, Mixture("palettized-6", 31.0, 33.11, 33.11, ()))
+    assert "what is aimed at is 31.0 dB, so none has more." in section(text, "### Bits of mixed-6")
 
 
 def test_the_gate_of_publish_takes_the_release(folder: Path) -> None:
@@ -912,7 +972,7 @@ def check_harmless(page: str) -> None:
             target
         )
     assert "49" not in re.findall(r"<code>(.*?)</code>", page)
-    assert page.count("<h2>") in (6, 7)
+    assert page.count("<h2>") in (7, 8)
 
 
 # ---- the examples

@@ -20,7 +20,7 @@ from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.mil.constexpr import affine_dequantize, blockwise_shift_scale, lut_to_dense
 from hft2ane.mil.lint import lint
-from hft2ane.records import VARIANTS, Exported, Gates, Job, Recipe, Report, Variant
+from hft2ane.records import FORMS, Exported, Form, Gates, Job, Recipe, Report
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
@@ -28,7 +28,7 @@ from tests.peer import assert_as_coremltools_writes_it
 
 Array = NDArray[Any]
 
-COMPRESSED = VARIANTS[1:]
+COMPRESSED = FORMS[1:]
 
 
 def bell(*shape: int, seed: int = 0, scale: float = 1e-4) -> Array:
@@ -145,8 +145,8 @@ def test_quantized_weights_are_read_back() -> None:
 # --- what is compressed ---
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_what_a_variant_compresses(variant: Variant) -> None:
+@pytest.mark.parametrize("variant", FORMS)
+def test_what_a_variant_compresses(variant: Form) -> None:
     linear, table = (compress(bell(64, 32), variant, looked_up) for looked_up in (False, True))
     if variant == "float16":
         assert (linear, table) == (None, None)
@@ -168,7 +168,7 @@ DIGESTS = {
 
 
 @pytest.mark.parametrize("variant", COMPRESSED)
-def test_the_same_bytes_anywhere(variant: Variant) -> None:
+def test_the_same_bytes_anywhere(variant: Form) -> None:
     made = compress(bell(64, 48), variant, False)
     assert made is not None
     assert digest(made) == DIGESTS[variant]
@@ -184,7 +184,7 @@ def digest(made: Compressed) -> str:
 
 def exported(folder: Path, checkpoint: Path, lengths: tuple[int, ...], gates: Gates | None = None) -> Exported:
     folder.mkdir(parents=True)
-    job = Job("create", "a test", "someone/tiny", "me/tiny-ane", recipe=Recipe(None, lengths, VARIANTS))
+    job = Job("create", "a test", "someone/tiny", "me/tiny-ane", recipe=Recipe(None, lengths, FORMS))
     records.write(folder / "job.json", replace(job, gates=gates or Gates()))
     source.take(folder, checkpoint, job.id)
     return export.export(folder)
@@ -214,7 +214,7 @@ def inputs(length: int = 16) -> dict[str, Array]:
     return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
 
 
-def with_dense_weights(module: Any, variant: Variant) -> int:
+def with_dense_weights(module: Any, variant: Form) -> int:
     """Puts into the module, in fp32, what its compressed weights stand for; how many there are."""
     found = 0
     for name, part in module.named_modules():
@@ -229,7 +229,7 @@ def with_dense_weights(module: Any, variant: Variant) -> int:
 @pytest.mark.parametrize("variant", COMPRESSED)
 @pytest.mark.parametrize("form", ["single", "several"])
 def test_packages_compute_with_the_weights_that_are_meant(
-    variant: Variant, form: str, tiny: Path, request: pytest.FixtureRequest, tmp_path: Path
+    variant: Form, form: str, tiny: Path, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """As a package in fp16 of the decompressed weights does, bit by bit."""
     folder, made = request.getfixturevalue(form)
@@ -268,8 +268,8 @@ def test_scales_of_few_rows_are_in_the_program_itself(lengths: tuple[int, ...], 
     module: Any = Few()
     deployment = export.SINGLE if len(lengths) == 1 else export.MULTIFUNCTION
 
-    def answer(name: str, variant: Variant) -> Array:
-        program, _ = export.build(module, lengths, deployment, variant=variant)
+    def answer(name: str, variant: Form) -> Array:
+        program, _ = export.build(module, lengths, deployment, linear=variant)
         path = tmp_path / f"{name}.mlpackage"
         package.write(path, program, "", export.INPUTS | export.OUTPUTS, {"author": ""})
         assert_as_coremltools_writes_it(path, tmp_path)
@@ -283,7 +283,7 @@ def test_scales_of_few_rows_are_in_the_program_itself(lengths: tuple[int, ...], 
 
 def test_packages_say_what_they_are(single: tuple[Path, Exported]) -> None:
     folder, made = single
-    assert [each.variant for each in made.packages] == list(VARIANTS)
+    assert [each.variant for each in made.packages] == list(FORMS)
     for each in made.packages:
         assert each.file == f"tiny.{each.variant}.mlpackage"
         assert each.minimum_os == "iOS 16 / macOS 13"
@@ -317,7 +317,7 @@ def test_the_same_job_gives_the_same_packages(
     for (_, made), lengths in ((single, (16,)), (several, (8, 16, 32))):
         again = exported(tmp_path / str(len(lengths)), tiny, lengths)
         assert again.packages == made.packages
-        assert len({each.digest for each in made.packages}) == len(VARIANTS)
+        assert len({each.digest for each in made.packages}) == len(FORMS)
 
 
 def test_the_linter_has_no_errors(single: tuple[Path, Exported], several: tuple[Path, Exported]) -> None:
@@ -334,8 +334,8 @@ def test_each_variant_has_its_gate(single: tuple[Path, Exported]) -> None:
     except GateFailed:
         report = records.read(folder / "report.json", Report)
     bars = {bar.what: bar for bar in report.fidelity}
-    assert list(bars) == ["rewrite", *VARIANTS]
-    assert [bars[name].gate for name in VARIANTS] == [50, 35, 35, 30, 25]
+    assert list(bars) == ["rewrite", *FORMS]
+    assert [bars[name].gate for name in FORMS] == [50, 35, 35, 30, 25]
     refused = {failure.partition(" ")[0] for failure in report.failures}
     assert refused == {name for name, bar in bars.items() if bar.psnr_min < bar.gate}
     assert bars["float16"].psnr > bars["int8"].psnr > bars["palettized-6"].psnr > bars["palettized-4"].psnr > 10
@@ -367,7 +367,7 @@ def test_what_is_below_its_gate_is_refused(single: tuple[Path, Exported], gates:
 # --- real weights ---
 
 # MB at most, PSNR of all rows at least, of the worst row at least
-BOUNDS: Mapping[Variant, tuple[float, float, float]] = {
+BOUNDS: Mapping[Form, tuple[float, float, float]] = {
     "float16": (45.5, 69.5, 68.8),
     "int8": (23.2, 43, 42.6),
     "palettized-8": (23.2, 45.2, 44.3),
@@ -381,7 +381,7 @@ BOUNDS: Mapping[Variant, tuple[float, float, float]] = {
 def test_minilm(tmp_path: Path) -> None:
     """Shown with `-s`. Its 4-bit package is below the gate that it has where the manifest says no other."""
     carried = demo.MODELS[0]
-    recipe = Recipe(lengths=(64,), variants=VARIANTS)
+    recipe = Recipe(lengths=(64,), variants=FORMS)
     job = Job("create", "a test", carried.id, "me/minilm-ane", recipe=recipe, gates=Gates(bits4=20))
     records.write(tmp_path / "job.json", job)
     source.take(tmp_path, demo.obtain(carried), carried.id)

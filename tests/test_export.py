@@ -24,7 +24,7 @@ from hft2ane.export import MULTIFUNCTION, SINGLE, Deployment, build
 from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.psnr import Deviation, deviation, psnr
-from hft2ane.records import TASKS, VARIANTS, Exported, Job, Recipe, Task, Variant
+from hft2ane.records import FORMS, TASKS, Exported, Form, Job, Recipe, Task
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests import test_families
@@ -394,14 +394,14 @@ def test_coremltools_writes_the_same_of_each_family(name: str, task: Task, tmp_p
 
 
 @pytest.mark.parametrize("lengths", [(LENGTH,), LENGTHS], ids=["single", "several"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("linear", FORMS)
 def test_coremltools_writes_the_same_of_each_variant(
-    variant: Variant, lengths: tuple[int, ...], large: Path, tmp_path: Path
+    linear: Form, lengths: tuple[int, ...], large: Path, tmp_path: Path
 ) -> None:
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
-    program, _ = build(rewrite(load(large, None)), lengths, deployment, variant=variant)
+    program, _ = build(rewrite(load(large, None)), lengths, deployment, linear=linear)
     mine = saved(tmp_path / "mine.mlpackage", program)
-    assert ("constexpr" in str(spec_of(mine))) == (variant != "float16")
+    assert ("constexpr" in str(spec_of(mine))) == (linear != "float16")
     assert_same(mine, converted(tmp_path / "theirs.mlpackage", reread(mine), deployment.specification))
 
 
@@ -435,9 +435,9 @@ def test_an_export_does_without_coremltools(large: Path, tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("lengths", [(LENGTH,), LENGTHS], ids=["single", "several"])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("linear", FORMS)
 def test_a_table_that_is_tied_to_a_linear_layer_is_stored_once(
-    variant: Variant, lengths: tuple[int, ...], checkpoint: Checkpoint, tmp_path: Path
+    linear: Form, lengths: tuple[int, ...], checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     """Where both are stored in one form. Nothing else differs from a package of a copy of the table."""
     module: Any = rewrite(load(checkpoint("BertForMaskedLM", hidden_size=96, intermediate_size=200), "fill-mask"))
@@ -445,17 +445,17 @@ def test_a_table_that_is_tied_to_a_linear_layer_is_stored_once(
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
 
     def made(name: str) -> Path:
-        return saved(tmp_path / name, build(module, lengths, deployment, variant=variant)[0])
+        return saved(tmp_path / name, build(module, lengths, deployment, linear=linear)[0])
 
     tied = made("tied.mlpackage")
     module.decoder.weight = torch.nn.Parameter(module.decoder.weight.clone(), requires_grad=False)
     apart = made("apart.mlpackage")
-    table = {"float16": 2 * 36 * 96, "int8": 36 * (96 + 1 + 2)}.get(variant, 0)
+    table = {"float16": 2 * 36 * 96, "int8": 36 * (96 + 1 + 2)}.get(linear, 0)
     saving = (apart / package.WEIGHTS).stat().st_size - (tied / package.WEIGHTS).stat().st_size
     assert table <= saving <= table + 3 * 2 * 64 * bool(table)  # with what aligns each part
     mine, other = open_package(tied).functions, open_package(apart).functions
     for name in mine:
-        assert mine[name].ops == other[name].ops or variant != "float16"
+        assert mine[name].ops == other[name].ops or linear != "float16"
         assert mine[name].constants.keys() == other[name].constants.keys()
         for key, constant in mine[name].constants.items():
             np.testing.assert_array_equal(constant.array, other[name].constants[key].array)
