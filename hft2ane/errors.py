@@ -12,7 +12,8 @@ Hft2aneError
 │   ├── UnknownFamily    no hft2ane/families/<model_type>.py
 │   ├── UnknownTask      the family has no such task, or the checkpoint names none
 │   ├── UnsupportedConfig a config value that the family does not reproduce
-│   └── MissingWeights   the checkpoint has no weights for something the task needs
+│   ├── MissingWeights   the checkpoint has no weights for something the task needs
+│   └── TooLarge         its weights are more than the target system takes for the Neural Engine
 ├── ExportError          the module cannot be written as a Core ML program
 ├── PackageError         an .mlpackage that cannot be read, or is not what it declares
 ├── EvaluationError      the evaluator met an op or a value it has no rule for
@@ -75,6 +76,9 @@ class UnsupportedConfig(UnsupportedModel): ...
 
 
 class MissingWeights(UnsupportedModel): ...
+
+
+class TooLarge(UnsupportedModel): ...
 
 
 class ExportError(Hft2aneError): ...

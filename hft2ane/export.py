@@ -20,13 +20,14 @@ from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
 from hft2ane.families import TaskModule
 from hft2ane.layout import shaping
+from hft2ane.limits import check_size
 from hft2ane.lower import NONE, Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.mixed import mix, rows
 from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
-from hft2ane.reference import Original, load
-from hft2ane.rewrite import rewrite
+from hft2ane.reference import Original, describe, load
+from hft2ane.rewrite import blank, rewrite
 
 # Candidates a question in a multiple-choice package, as in SWAG and most of its successors.
 CHOICES = 4
@@ -65,6 +66,10 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     job, source = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
     (folder / "export.json").unlink(missing_ok=True)  # it would speak of packages that are no more
     check_toolchain()
+    described = describe(folder / "source", job.recipe.task)
+    longest = max(job.recipe.lengths)
+    shape = (1, CHOICES, longest) if described.task == "multiple-choice" else (1, longest)
+    check_size(blank(described), shape, job.recipe.variants, source.id)
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
     check_lengths(original, job.recipe.lengths, source.id)

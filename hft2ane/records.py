@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args
 
 from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
@@ -346,11 +347,19 @@ class Fidelity:
     measures: tuple[Measure, ...]
 
 
+System = Literal["macOS 26", "macOS 27"]
+# Bytes of a compiled model that a system takes for the Neural Engine; above, all of it runs on the CPU, with no word
+# (eeANE, measured on macOS 27.0.1 and before; coremltools' mlmodel-utilities has the 1 GiB of iPhones).
+WEIGHTS_MOST: Mapping[System, int] = MappingProxyType({"macOS 26": 2 * 2**30, "macOS 27": 2**30})
+# A single constant must have less (derived from more-ane-transformers' `Illegal offset = -2144766976`).
+CONSTANT_MOST: Final = 2**31
+
+
 @dataclass(frozen=True)
 class LintSettings:
     """What the linter asks for where its sources contradict each other, or where the answer depends on the system.
 
-    `system`: macOS 27 (and iPhones) take compiled models up to 1 GiB, macOS 26 up to 2. `mask_least`: the most negative
+    `system`: see `WEIGHTS_MOST`. `mask_least`: the most negative
     additive mask that is well (Apple: −1e4 in 2022, −4e4 in 2026). `query_chunk`: queries that attention takes at once
     (argmaxtools 256, ml-stable-diffusion 512, Apple 2026 576). `convolutions`: linear layers should be 1×1 convolutions
     (Apple does so; eeANE and GigaAM leave them and report 97 to 99.9 % on the engine). `fused_norms`: a norm should be
@@ -358,7 +367,7 @@ class LintSettings:
     does not (coremltools' documentation; not before macOS 14, coremltools#1909)."""
 
     __pydantic_config__ = STRICT
-    system: Literal["macOS 26", "macOS 27"] = "macOS 27"
+    system: System = "macOS 27"
     mask_least: float = -4e4
     query_chunk: int = 512
     convolutions: bool = True

@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 
 from hft2ane import layout
 from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig, UnsupportedModel
-from hft2ane.families import FEATURES, Family, family
+from hft2ane.families import FEATURES, Family, TaskModule, family
 from hft2ane.sentence import Pipeline, read_json, read_pipeline
 
 SENTENCE = "sentence-embedding"
@@ -36,16 +36,32 @@ MANNER = {
 
 
 @dataclass(frozen=True)
-class Original:
-    """A loaded checkpoint. `tensors` are by transformers' names without the base model's prefix."""
+class Described:
+    """A checkpoint as its configuration has it."""
 
     family: Family
     task: str
     config: Any
+    pipeline: Pipeline | None
+
+    @property
+    def kind(self) -> type[TaskModule]:
+        """Our class for it; with a pipeline, for what comes before that."""
+        return self.family.tasks[FEATURES if self.pipeline else self.task]
+
+    @property
+    def length_limit(self) -> int:
+        """The most tokens that the network takes."""
+        return self.kind.limit(self.config)
+
+
+@dataclass(frozen=True)
+class Original(Described):
+    """A loaded checkpoint. `tensors` are by transformers' names without the base model's prefix."""
+
     model: Any
     tensors: Mapping[str, Tensor]
     absent: frozenset[str]
-    pipeline: Pipeline | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -53,11 +69,6 @@ class Original:
         if self.task not in LABELLED:
             return ()
         return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
-
-    @property
-    def length_limit(self) -> int:
-        """The most tokens that the network takes."""
-        return self.family.tasks[FEATURES if self.task == SENTENCE else self.task].limit(self.config)
 
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -72,8 +83,9 @@ class Original:
         }
 
 
-def load(folder: Path, wanted: str | None) -> Original:
-    """The checkpoint in `folder` (weights in safetensors) for a task, or for the task that it names itself."""
+def describe(folder: Path, wanted: str | None) -> Described:
+    """The checkpoint in `folder` for a task, or for the task that it names itself. Of its weights only the names are
+    read, and those of a pipeline's Dense layers."""
     with quiet():
         ours, config = read_config(folder)
         has_pipeline = (folder / "modules.json").is_file()
@@ -85,12 +97,19 @@ def load(folder: Path, wanted: str | None) -> Original:
             raise UnsupportedConfig(f"{where}: id2label names {sorted(config.id2label)}, not all from 0 on")
         if pipeline:
             pipeline.check(config.hidden_size)
-        model, absent = load_model(folder, config, ours, task)
+    return Described(ours, SENTENCE if pipeline else task, config, pipeline)
+
+
+def load(folder: Path, wanted: str | None) -> Original:
+    """The checkpoint in `folder` (weights in safetensors) for a task, or for the task that it names itself."""
+    found = describe(folder, wanted)
+    with quiet():
+        model, absent = load_model(folder, found)
     tensors = {bare(name, model): tensor for name, tensor in model.state_dict().items()}
-    if pipeline and "pooler" not in absent:  # the pipeline pools by itself: the pooler is not part of what is published
+    if found.pipeline and "pooler" not in absent:  # the pipeline pools by itself: the pooler is not what is published
         absent = absent | {"pooler"}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("pooler.")}
-    return Original(ours, SENTENCE if pipeline else task, config, model, tensors, absent, pipeline)
+    return Original(found.family, found.task, found.config, found.pipeline, model, tensors, absent)
 
 
 def read_config(folder: Path) -> tuple[Family, Any]:
@@ -133,12 +152,12 @@ def stored(folder: Path) -> list[str]:
         raise SourceError(f"{folder.name}/{layout.WEIGHTS} is not readable as safetensors: {one_line(err)}") from err
 
 
-def load_model(folder: Path, config: Any, ours: Family, task: str) -> tuple[Any, frozenset[str]]:
+def load_model(folder: Path, found: Described) -> tuple[Any, frozenset[str]]:
     """The model and the optional parts that the checkpoint has no weights for, which it is then built without."""
-    module = ours.tasks[task]
+    module = found.kind
     original = getattr(transformers, module.ORIGINAL)
     options = {
-        "config": config,
+        "config": found.config,
         "attn_implementation": "eager",
         "dtype": torch.float32,
         "local_files_only": True,
@@ -160,10 +179,10 @@ def load_model(folder: Path, config: Any, ours: Family, task: str) -> tuple[Any,
     absent = frozenset(part for part in module.OPTIONAL if parameters(model, part) <= missing)
     if needed := sorted(missing.difference(*(parameters(model, part) for part in absent))):
         raise MissingWeights(
-            f"the checkpoint has no weights for {module.ORIGINAL} ({task}): {some(needed)} would be random; "
+            f"the checkpoint has no weights for {module.ORIGINAL} ({found.task}): {some(needed)} would be random; "
             "say another `task:` in the manifest"
         )
-    if left := sorted(name for key in info["unexpected_keys"] if not ours.is_head(name := bare(key, model))):
+    if left := sorted(name for key in info["unexpected_keys"] if not found.family.is_head(name := bare(key, model))):
         raise UnsupportedModel(
             f"{folder.name}: {len(left)} tensors of the checkpoint are no part of {module.ORIGINAL}: {some(left)}; so "
             "config.json does not describe it, or it needs code of its own"

@@ -30,7 +30,7 @@ LAYERS = (
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
-    ("audit", "condition", "mixed"),
+    ("audit", "condition", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
     ("cli", "demo", "survey", "terminal", "flows"),
 )

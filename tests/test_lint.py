@@ -394,7 +394,7 @@ def test_weights_beyond_what_the_system_takes(small: Package) -> None:
 
 def test_too_large_a_model_runs_on_the_cpu_whole(small: Package, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {v.predicted for v in lint_package(small, "x").verdicts} == {"ane"}
-    monkeypatch.setattr("hft2ane.mil.lint.rules.SIZE_MOST", {"macOS 27": 1000})
+    monkeypatch.setattr("hft2ane.mil.lint.rules.WEIGHTS_MOST", {"macOS 27": 1000})
     verdicts = lint_package(small, "x").verdicts
     assert {v.predicted for v in verdicts} == {"cpu"}
     assert all("weights-size" in v.why for v in verdicts)

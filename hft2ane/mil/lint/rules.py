@@ -15,7 +15,7 @@ from hft2ane.mil import target
 from hft2ane.mil.format import BY_NAME
 from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, axis, key, shape
 from hft2ane.mil.load import ANY, Constant, Feature, Op
-from hft2ane.records import Device, LintSettings, Severity
+from hft2ane.records import CONSTANT_MOST, WEIGHTS_MOST, Device, LintSettings, Severity
 
 FP16_MAX = 65504.0
 FP16_TRIED = 2.0**-23  # 1e-7 in fp16, the epsilon that Apple runs on the engine
@@ -26,9 +26,7 @@ WASTE = 1.01  # padded to unpadded size that is not worth a word
 BIG = 2**20  # bytes of a tensor above which padding and copies are worth a word
 SCORES_MOST = 2**20
 OPS_MOST = 5000
-CONSTANT_MOST = 2**31
 SMALL = 50 * 10**6  # bytes of weights
-SIZE_MOST = {"macOS 26": 2 * 2**30, "macOS 27": 2**30}
 
 
 @dataclass(frozen=True)
@@ -920,7 +918,7 @@ def weight_bytes(graph: Graph) -> int:
 )
 def weights_size(graph: Graph, settings: LintSettings) -> Iterator[Hit]:
     """A function's weights stay under what the system compiles: 1 GiB on macOS 27 and iPhones, 2 GiB on macOS 26."""
-    total, most = weight_bytes(graph), SIZE_MOST[settings.system]
+    total, most = weight_bytes(graph), WEIGHTS_MOST[settings.system]
     if total > most:
         yield Hit(None, f"{total / 2**30:.2f} GiB of weights, {settings.system} takes {most / 2**30:.0f} GiB")
 
