@@ -1,4 +1,4 @@
-"""The export step: source/ -> one .mlpackage a variant, and export.json.
+"""The export step: source/ -> one .mlpackage a variant (two for a pair of encoder and decoder), and export.json.
 
 Our modules are called once a length on symbols (see `lower`), which writes a MIL program: no trace, no graph passes.
 One length gives a package that runs from iOS 16 and macOS 13; several give one package with a function a length that
@@ -8,7 +8,7 @@ share their weights, which needs iOS 18 and macOS 15.
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hft2ane.audit import calibration
 from hft2ane.compress import WEIGHTS
 from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
-from hft2ane.families import TaskModule
+from hft2ane.families import STATES, TaskModule
 from hft2ane.layout import shaping
 from hft2ane.lower import Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
@@ -34,6 +34,8 @@ INPUTS = {
     "input_ids": "Token ids from the model's tokenizer, padded on the right to the fixed length.",
     "attention_mask": "1 for tokens, 0 for padding.",
     "token_type_ids": "From the model's tokenizer: all 0 for a single text, in most models 1 for the second of two.",
+    "encoder_hidden_states": "What the encoder gives for the text that is read: its last_hidden_state.",
+    "encoder_attention_mask": "1 for tokens of the text that is read, 0 for its padding.",
 }
 OUTPUTS = {
     "last_hidden_state": "Hidden state of each token after the last layer; ignore the padding.",
@@ -72,15 +74,17 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     progress("audit the ranges", 0.45)
     ranges = condition(module, calibration(folder / "source", original, module.inputs, job.recipe.lengths))
     check(ranges, source.id)
-    convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
+    convert_key = keys.convert_key(shaping(source.files), job.recipe, original.name)
     progress("export", 0.5)
     packages = []
     for variant in job.recipe.variants:
-        path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
-        metadata = provenance(source, original, convert_key, variant)
-        packages.append(write(path, module, job.recipe.lengths, variant, original, metadata))
+        for part, its_module in module.parts.items():
+            path = folder / f"{model_name(source.id)}{part.capitalize()}.{variant}.mlpackage"
+            metadata = provenance(source, original, convert_key, variant, part)
+            written = write(path, its_module, job.recipe.lengths, variant, original, metadata)
+            packages.append(replace(written, part=part))
     exported = Exported(
-        family=original.family.model_type,
+        family=original.name,
         task=original.task,  # type: ignore[arg-type]
         original=type(original.model).__name__,
         convert_key=convert_key,
@@ -88,6 +92,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
         labels=original.labels,
         problem=original.config.problem_type if original.task == "text-classification" else None,
         audit=ranges,
+        generation=original.generation,
         toolchain=keys.toolchain(),
         seconds=round(time.monotonic() - started, 2),
     )
@@ -118,7 +123,9 @@ def model_name(model: str) -> str:
     return re.sub(r"[^\w.-]", "_", model.rpartition("/")[2])
 
 
-def provenance(source: Source, original: Original, convert_key: str, variant: records.Variant) -> dict[str, str]:
+def provenance(
+    source: Source, original: Original, convert_key: str, variant: records.Variant, part: records.Part
+) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
     versions = {f"com.github.hft2ane.{name}": locked for name, locked in keys.toolchain().items()}
     return {
@@ -126,7 +133,8 @@ def provenance(source: Source, original: Original, convert_key: str, variant: re
         "co.huggingface.exporters.name": source.id,
         "co.huggingface.exporters.task": original.task,
         "com.github.hft2ane.source": f"{source.id}@{source.commit}",
-        "com.github.hft2ane.family": original.family.model_type,
+        "com.github.hft2ane.family": original.name,
+        **({"com.github.hft2ane.part": part} if part else {}),
         "com.github.hft2ane.convert_key": convert_key,
         "com.github.hft2ane.variant": variant,
         "com.github.hft2ane.weights": WEIGHTS[variant],
@@ -146,7 +154,9 @@ def write(
     deployment = SINGLE if len(lengths) == 1 else MULTIFUNCTION
     choices = CHOICES if original.task == "multiple-choice" else None
     program, functions = build(module, lengths, deployment, choices, variant)
-    about = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
+    part = metadata.get("com.github.hft2ane.part")
+    what = f"{original.task}, the {part}," if part else original.task
+    about = f"{what} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
     package.write(path, program, about, INPUTS | OUTPUTS, metadata)
     return Package(
         variant=variant,
@@ -195,7 +205,7 @@ def trace(
     variant: records.Variant = "float16",
 ) -> Function:
     """One call of the module on symbols. Outputs carry the original's names."""
-    inputs = {name: Type(shape, "int32") for name in module.inputs}
+    inputs = {name: input_type(module, name, shape) for name in module.inputs}
     function = Function(program.specification_version, inputs, program.weights)
     writer = Writer(module, function, stored, (*module.inputs, *module.OUTPUTS), variant)
     with writer.following():
@@ -207,6 +217,11 @@ def trace(
         output.var.name = name
     function.outputs = [output.var for output in outputs]
     return function
+
+
+def input_type(module: Any, name: str, shape: tuple[int, ...]) -> Type:
+    """Ids or a mask, or the states of an encoder, which has read as many tokens."""
+    return Type((*shape, module.memory), "float16") if name == STATES else Type(shape, "int32")
 
 
 def contract(var: Var, about: str) -> Tensor:

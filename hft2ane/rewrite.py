@@ -19,17 +19,16 @@ def rewrite(original: Original) -> TaskModule:
     if original.task == SENTENCE:
         assert original.pipeline is not None
         kind = tasks["feature-extraction"]
-        table = weights(kind.weights(original.config), original.pipeline)
+        table, unwanted = weights(kind.weights(original.config), original.pipeline), kind.UNWANTED
         tensors = dict(original.tensors)
         for dense in original.pipeline.dense:
             tensors |= {f"{dense.folder}.{name}": tensor for name, tensor in dense.tensors.items()}
         with torch.device("meta"):
             module = SentenceEmbedder(kind(original.config, original.absent), original.pipeline)
     else:
-        kind = tasks[original.task]
-        table = kind.weights(original.config)
-        tensors = dict(original.tensors)
         with torch.device("meta"):
-            module = kind(original.config, original.absent)
-    fill(module, table, tensors, kind.UNWANTED)
+            module = tasks[original.task](original.config, original.absent)
+        table = module.weights(original.config)
+        tensors, unwanted = dict(original.tensors), module.UNWANTED
+    fill(module, table, tensors, unwanted)
     return cast(TaskModule, module.eval())

@@ -30,7 +30,7 @@ LAYERS = (
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
-    ("audit", "condition"),
+    ("audit", "condition", "greedy"),
     ("card", "export", "plan", "publish", "source", "verify"),
     ("cli", "demo", "survey", "terminal", "flows"),
 )
