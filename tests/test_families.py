@@ -243,7 +243,7 @@ def test_an_encoder_is_taken_out_of_every_model_with_a_head(tmp_path: Path, name
     assert fidelity([inputs], [{"hidden": expected}], [{"hidden": got}]) >= SINGLE
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", [name for name in ROWS if ENCODERS[name]])
 def test_every_family_gives_sentence_embeddings(tmp_path: Path, name: str) -> None:
     model = loud(name, "feature-extraction", {})
     model.save_pretrained(tmp_path)
