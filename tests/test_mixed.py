@@ -14,13 +14,14 @@ from hft2ane import demo, export, mixed, package, records, source, verify
 from hft2ane.ane import Decoder, Embedding, Linear, TokenConvolution
 from hft2ane.audit import Batch, calibration
 from hft2ane.compress import MIXED, PALETTES, about, compress
-from hft2ane.errors import GateFailed
-from hft2ane.families import FAMILIES
+from hft2ane.errors import GateFailed, UnsupportedConfig
+from hft2ane.export import check_variants
+from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.mixed import AIMS, Row, Trial, mix, ordered
 from hft2ane.psnr import psnr
 from hft2ane.records import Exported, Form, Gates, Job, Mixture, Raised, Recipe, Task, Variant
-from hft2ane.reference import load
+from hft2ane.reference import describe, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint
 from tests.test_compress import inputs
@@ -165,7 +166,7 @@ def test_the_choice_is_the_same_with_other_threads(ready: Case) -> None:
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if "fill-mask" in family(name).tasks])
 def test_every_family_is_measured(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its own weights it computes what it does without us, more exactly in double; and every linear counts."""
     for place in ("hft2ane.mixed", "hft2ane.compress"):
@@ -310,3 +311,11 @@ def test_minilm(tmp_path: Path) -> None:
     assert bars["palettized-4"].psnr_min < 25 < 25.9 <= bars["mixed-4"].psnr_min
     assert bars["palettized-4"].psnr_min == pytest.approx(four.before, abs=0.1)
     assert bars["mixed-4"].psnr_min == pytest.approx(four.after, abs=0.1)
+
+
+def test_none_is_made_for_a_text_that_is_written(tmp_path: Path) -> None:
+    loud("bert", "text-generation", {}).save_pretrained(tmp_path)
+    with pytest.raises(
+        UnsupportedConfig, match=r"^a/b: there is no mixed-4 for text-generation; ask for one of float16"
+    ):
+        check_variants(describe(tmp_path, None), ("float16", "mixed-4"), "a/b")
