@@ -101,8 +101,8 @@ def do(job: Job, work: Path, hub: Hub) -> Outcome:
 def outcome(job: Job, folder: Path, published: Published, seconds: float) -> Outcome:
     """The figures of a finished job, from its folder."""
     report = records.read(folder / "report.json", Report)
-    rewrite = [f.psnr_min for f in report.fidelity if f.what == "rewrite"]
-    artefact = [f.psnr_min for f in report.fidelity if f.what != "rewrite"]
+    rewrite = [f.psnr_min for f in report.fidelity if f.is_rewrite]
+    artefact = [f.psnr_min for f in report.fidelity if not f.is_rewrite]
     conversion = records.read(folder / "release" / "conversion.json", records.Conversion)
     return Outcome(
         id=job.id,

@@ -93,17 +93,22 @@ def headroom(largest: float) -> float:
 def calibration(folder: Path, original: Original, inputs: Sequence[str], lengths: Sequence[int]) -> list[Batch]:
     """The protocol's rows, and one as long as the job's longest text, for an original loaded from `folder`; `inputs`:
     the names of those that its module takes."""
-    vocabulary, longest = original.config.vocab_size, max(lengths)
+    vocabulary, longest = original.vocabulary, max(lengths)
     tokenizer = Tokenizer(folder, vocabulary)
-    kinds = list(protocol.inputs(tokenizer, vocabulary, min(TOKENS, longest), original.task, inputs))
+    kinds = list(protocol.rows(tokenizer, original, min(TOKENS, longest), inputs))
     generator = torch.Generator().manual_seed(protocol.SEED)
     whole = protocol.random_ids("longest", torch.tensor([longest]), vocabulary, tokenizer.pad, generator, longest)
-    batches = [
-        tuple(torch.cat([kind.tensors[name] for kind in group]).int() for name in inputs) for group in (kinds, [whole])
-    ]
+    groups = kinds, [protocol.complete(whole, original)]
+    batches = [tuple(joined([kind.tensors[name] for kind in group]) for name in inputs) for group in groups]
     if original.task == "multiple-choice":  # each row a question with one candidate
         return [tuple(tensor[:, None] for tensor in batch) for batch in batches]
     return batches
+
+
+def joined(rows: Sequence[Tensor]) -> Tensor:
+    """Ids and masks as the package takes them."""
+    all_rows = torch.cat(list(rows))
+    return all_rows if all_rows.is_floating_point() else all_rows.int()
 
 
 @torch.no_grad()
@@ -134,7 +139,7 @@ class Recorder(TorchFunctionMode):
 
     def run(self, module: Any, batch: Batch) -> tuple[Tensor, ...]:
         for name, tensor in zip(module.inputs, batch, strict=True):
-            (self.masks if name == "attention_mask" else self.live)[tensor] = True
+            (self.masks if name.endswith("attention_mask") else self.live)[tensor] = True
         with self:
             outputs: tuple[Tensor, ...] = module(*batch)
         return outputs

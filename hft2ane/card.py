@@ -43,6 +43,7 @@ from hft2ane.records import (
     Job,
     Measure,
     Package,
+    Part,
     Progress,
     RemoteFile,
     Report,
@@ -63,6 +64,7 @@ WARNINGS: Mapping[str, str] = {
 }
 HEADROOM = "assets/fp16-headroom.png"
 LABELS = 70  # letters that fit side by side below the headroom plot
+STATES_MASK = "encoder_attention_mask"
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 
 
@@ -99,6 +101,13 @@ TASKS: Mapping[Task, TaskCard] = {
     "replaced-token-detection": TaskCard(
         "Text in, a score for every token out: above 0 where another word seems to have been put in its place.",
         ("token-classification",),
+    ),
+    "text-generation": TaskCard(
+        "Text in, a score for each of {n} vocabulary entries as the next token out.", ("text-generation",)
+    ),
+    "text2text-generation": TaskCard(
+        "Text in, another text out, a token at a time: an encoder, and a decoder with {n} vocabulary entries.",
+        ("text2text-generation", "summarization", "translation", "text-generation"),
     ),
 }
 PAIRS = ("question-answering", "next-sentence-prediction")
@@ -147,6 +156,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         psnr=least_psnr(report),
         toolchain=exported.toolchain,
         hft2ane=version("hft2ane"),
+        generation=exported.generation,
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:
@@ -224,7 +234,7 @@ def check_report(report: Report, conversion: Conversion, folder: Path) -> None:
     """A card states figures; without passing ones there is none to write."""
     if report.failures:
         raise GateFailed(f"{folder.name}: {report.failures[0]}; nothing is released below its gate")
-    for what in ("rewrite", *(package.variant for package in conversion.packages)):
+    for what in records.bars(conversion.packages):
         if not any(bar.what == what and bar.measures for bar in report.fidelity):
             raise GateFailed(f"{folder.name}: the report has no figures for {what}; run `hft2ane verify` on the folder")
 
@@ -284,8 +294,8 @@ def present(release: Path, job: Job, conversion: Conversion, report: Report, aud
     progress("draw the plots", 0.3)
     plots = []
     for bar in report.fidelity:
-        if bar.what != "rewrite":
-            name = f"assets/psnr-{bar.what}-{bar.backend}.png"
+        if not bar.is_rewrite:
+            name = f"assets/psnr-{bar.what}-{bar.backend}.png".replace(" ", "-")
             records.write_bytes(release / name, plot(bar, report.protocol))
             plots.append((name, bar))
     records.write_bytes(release / HEADROOM, plot_headroom(audit))
@@ -353,7 +363,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
             metric_value=bar.psnr_min,
         )
         for bar in report.fidelity
-        if bar.what != "rewrite"
+        if not bar.is_rewrite
     ]
     base = conversion.source.id if is_hub(conversion.source) else None
     return ModelCardData(
@@ -399,14 +409,17 @@ def body(
     plots: Sequence[tuple[str, Fidelity]],
 ) -> str:
     """The card below its front matter, from the template."""
-    source, task, package = conversion.source, conversion.task, conversion.packages[0]
+    source, task, parts = conversion.source, conversion.task, first_parts(conversion)
+    package = list(parts.values())[-1]  # whose outputs are the answer
     function = next(f for f in package.functions if f.name == package.default_function)
     main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
     pair = task in PAIRS or pipeline_tag(conversion) == "text-ranking"
-    entries, pad = main.shape[-1], pad_token(release)
+    entries = main.shape[-1]
+    pad = conversion.generation.pad if conversion.generation else pad_token(release)
     least = least_psnr(report)
-    nearest = max(conversion.packages, key=lambda package: least[package.variant])
-    others = sorted((p for p in conversion.packages if p.size < nearest.size), key=lambda p: p.size, reverse=True)
+    nearest = max(conversion.packages, key=lambda package: least[package.what])
+    smaller = [p for p in conversion.packages if p.part == nearest.part and p.size < nearest.size]
+    others = sorted(smaller, key=lambda p: p.size, reverse=True)
     template = environment().get_template("card.md.j2")
     return template.render(
         name=short_name(source),
@@ -424,10 +437,10 @@ def body(
         audit=audit,
         tightest=sorted(audit.layers, key=lambda r: r.headroom_bits)[:TIGHTEST],
         headroom_plot=HEADROOM,
-        artefacts=[bar for bar in report.fidelity if bar.what != "rewrite"],
-        rewrites=[bar for bar in report.fidelity if bar.what == "rewrite"],
+        artefacts=[bar for bar in report.fidelity if not bar.is_rewrite],
+        rewrites=[bar for bar in report.fidelity if bar.is_rewrite],
         placements=placements(conversion.packages, report),
-        variants={package.file: package.variant for package in conversion.packages},
+        variants={package.file: package.what for package in conversion.packages},
         warnings=warnings(report),
         measured=any(p.measured for found in report.lint for p in found.placed),
         surprises=[row for found in report.lint for row in found.calibration if row.predicted != row.measured],
@@ -435,8 +448,8 @@ def body(
         keeps=tokens_kept(release, max(f.length for f in package.functions)),
         packages=conversion.packages,
         nearest=nearest,
-        nearest_least=least[nearest.variant],
-        smaller=[(p, f"{p.size / nearest.size:.0%}", least[p.variant]) for p in others],
+        nearest_least=least[nearest.what],
+        smaller=[(p, f"{p.size / nearest.size:.0%}", least[p.what]) for p in others],
         lossy=LOSSY,
         single_os=SINGLE_OS,
         several_os=SEVERAL_OS,
@@ -445,9 +458,12 @@ def body(
         evaluator=keys.BACKEND,
         functions=package.functions,
         function=function,
+        parts=parts,
+        writing=conversion.generation,
+        own_vocabulary=own_vocabulary(release),
         several=len(package.functions) > 1,
         lengths=[function.length for function in package.functions],
-        contract=contract(package.functions, pad, task),
+        contracts=[(part, contract(each.functions, pad, task)) for part, each in parts.items()],
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),
         pair=pair,
@@ -470,6 +486,21 @@ def shorter(length: int) -> list[int]:
     return [*(n for n in (length // 4, length // 2) if n >= LEAST_LENGTH), length]
 
 
+def first_parts(conversion: Conversion) -> dict[Part, Package]:
+    """The packages of the first variant: one, or those of an encoder and a decoder."""
+    first = conversion.packages[0].variant
+    return {package.part: package for package in conversion.packages if package.variant == first}
+
+
+def own_vocabulary(release: Path) -> bool:
+    """Whether the decoder of a pair writes ids of another vocabulary than the encoder reads."""
+    config = json.loads((release / layout.CONFIG).read_bytes())
+    sizes = {
+        part.get("vocab_size") for part in (config.get("encoder"), config.get("decoder")) if isinstance(part, dict)
+    }
+    return len(sizes) > 1
+
+
 def specification(conversion: Conversion, report: Report) -> list[list[str]]:
     """The rows of the first table: a label, and a cell for each package."""
     packages = conversion.packages
@@ -481,11 +512,11 @@ def specification(conversion: Conversion, report: Report) -> list[list[str]]:
         ["Input length, tokens", *(", ".join(str(f.length) for f in package.functions) for package in packages)],
         ["Minimum OS", *(systems(package.minimum_os) for package in packages)],
     ]
-    bars = {(bar.backend, bar.what): bar for bar in report.fidelity if bar.what != "rewrite"}
+    bars = {(bar.backend, bar.what): bar for bar in report.fidelity if not bar.is_rewrite}
     backends = list(dict.fromkeys(backend for backend, _ in bars))
     for backend in backends:
         by = f", {backend}" if len(backends) > 1 else ""
-        of = [bars.get((backend, package.variant)) for package in packages]
+        of = [bars.get((backend, package.what)) for package in packages]
         rows.append([f"PSNR, worst row, dB ¹{by}", *(down(bar.psnr_min) if bar else "not measured" for bar in of)])
         rows.append([f"PSNR median, dB ¹{by}", *(down(bar.psnr_median) if bar else "not measured" for bar in of)])
         if any(bar and bar.top1 is not None for bar in of):
@@ -516,7 +547,7 @@ def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[str]]:
                 ", ".join(
                     f"{each.median_ms:.2f} ms ({tokens[each.function]} tokens)"
                     for each in taken
-                    if each.variant == p.variant
+                    if each.variant == p.what
                 )
                 or "not measured"
                 for p in packages
@@ -538,7 +569,7 @@ class Placement:
 
 def placements(packages: Sequence[Package], report: Report) -> list[Placement]:
     """A row for what differs: lengths and variants mostly have the same graph."""
-    variants = {package.file: package.variant for package in packages}
+    variants = {package.file: package.what for package in packages}
     rows: dict[tuple[tuple[str, ...], int, str, str], list[str]] = {}
     for found in report.lint:
         own: dict[tuple[int, str, str], list[str]] = {}
@@ -590,7 +621,7 @@ class Port:
 
 def contract(functions: Sequence[Function], pad: int, task: Task) -> list[Port]:
     """What goes in and out, the same for all functions but for the length, which is L where they differ."""
-    padding = {"input_ids": str(pad), "attention_mask": "0", "token_type_ids": "0"}
+    padding = {"input_ids": str(pad), **dict.fromkeys(("attention_mask", "token_type_ids", STATES_MASK), "0")}
     inputs = zip(*(function.inputs for function in functions), strict=True)
     outputs = zip(*(function.outputs for function in functions), strict=True)
 
@@ -802,9 +833,11 @@ def plot_headroom(audit: Audit) -> bytes:
 
 
 def stage(path: str) -> str:
-    """`encoder.blocks.3.attend.q` -> `blocks 3`; `encoder.norm` -> `norm`; the model's own operations -> `model`."""
+    """`encoder.blocks.3.attend.q` -> `blocks 3`; `encoder.norm` -> `norm`; the model's own operations -> `model`; a
+    pair's `decoder.blocks.3.attend.q` -> `decoder blocks 3`."""
     numbered = re.search(r"(\w+)\.(\d+)(?:\.|$)", path)
-    return f"{numbered[1]} {numbered[2]}" if numbered else path.rpartition(".")[2] or "model"
+    name = f"{numbered[1]} {numbered[2]}" if numbered else path.rpartition(".")[2] or "model"
+    return f"decoder {name}" if path.startswith("decoder.") else name
 
 
 @contextlib.contextmanager

@@ -82,8 +82,9 @@ class Runner:
         self.load_s = time.perf_counter() - began
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """int32 inputs by name -> outputs by name."""
-        outputs = self.model.predict({name: value.astype(np.int32) for name, value in inputs.items()})
+        """Inputs by name, integers or floats, -> outputs by name."""
+        given = {name: v.astype(np.float16 if v.dtype.kind == "f" else np.int32) for name, v in inputs.items()}
+        outputs = self.model.predict(given)
         return {name: np.asarray(value) for name, value in outputs.items()}
 
     def latency(self, variant: str, inputs: Mapping[str, Array]) -> Latency:

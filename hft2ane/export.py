@@ -1,4 +1,4 @@
-"""The export step: source/ -> one .mlpackage a variant, and export.json.
+"""The export step: source/ -> one .mlpackage a variant (two for a pair of encoder and decoder), and export.json.
 
 Our modules are called once a length on symbols (see `lower`), which writes a MIL program: no trace, no graph passes.
 One length gives a package that runs from iOS 16 and macOS 13; several give one package with a function a length that
@@ -8,7 +8,7 @@ share their weights, which needs iOS 18 and macOS 15.
 import re
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from hft2ane.audit import calibration
 from hft2ane.compress import MIXED, about
 from hft2ane.condition import check, condition
 from hft2ane.errors import ExportError, ToolchainMismatch, UnsupportedConfig
-from hft2ane.families import TaskModule
+from hft2ane.families import STATES, TaskModule
 from hft2ane.layout import shaping
 from hft2ane.limits import check_size
 from hft2ane.lower import NONE, Stored, Symbol, Writer
@@ -26,7 +26,7 @@ from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.mixed import mix, rows
 from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
-from hft2ane.reference import Original, describe, load
+from hft2ane.reference import WRITERS, Described, Original, describe, load
 from hft2ane.rewrite import blank, rewrite
 
 # Candidates a question in a multiple-choice package, as in SWAG and most of its successors.
@@ -36,6 +36,8 @@ INPUTS = {
     "input_ids": "Token ids from the model's tokenizer, padded on the right to the fixed length.",
     "attention_mask": "1 for tokens, 0 for padding.",
     "token_type_ids": "From the model's tokenizer: all 0 for a single text, in most models 1 for the second of two.",
+    "encoder_hidden_states": "What the encoder gives for the text that is read: its last_hidden_state.",
+    "encoder_attention_mask": "1 for tokens of the text that is read, 0 for its padding.",
 }
 OUTPUTS = {
     "last_hidden_state": "Hidden state of each token after the last layer; ignore the padding.",
@@ -69,6 +71,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     described = describe(folder / "source", job.recipe.task)
     longest = max(job.recipe.lengths)
     shape = (1, CHOICES, longest) if described.task == "multiple-choice" else (1, longest)
+    check_variants(described, job.recipe.variants, source.id)
     check_size(blank(described), shape, job.recipe.variants, source.id)
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
@@ -80,20 +83,22 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     batches = calibration(folder / "source", original, module.inputs, job.recipe.lengths)
     ranges = condition(module, batches)
     check(ranges, source.id)
-    convert_key = keys.convert_key(shaping(source.files), job.recipe, original.family.model_type)
+    convert_key = keys.convert_key(shaping(source.files), job.recipe, original.name)
     progress("export", 0.5)
     packages = []
     for variant in job.recipe.variants:
-        path = folder / f"{model_name(source.id)}.{variant}.mlpackage"
         mixture = None
         if variant in MIXED:
             progress(f"choose the layers of {variant}", 0.5)
             measured = rows(folder / "source", original, module.inputs, job.recipe.lengths)
             mixture = mix(module, task, variant, measured, batches[0])
-        metadata = provenance(source, original, convert_key, variant, mixture)
-        packages.append(write(path, module, job.recipe.lengths, variant, original, metadata, mixture))
+        for part, its_module in module.parts.items():
+            path = folder / f"{model_name(source.id)}{part.capitalize()}.{variant}.mlpackage"
+            metadata = provenance(source, original, convert_key, variant, part, mixture)
+            written = write(path, its_module, job.recipe.lengths, variant, original, metadata, mixture)
+            packages.append(replace(written, part=part))
     exported = Exported(
-        family=original.family.model_type,
+        family=original.name,
         task=task,
         original=type(original.model).__name__,
         convert_key=convert_key,
@@ -101,6 +106,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
         labels=original.labels,
         problem=original.config.problem_type if original.task == "text-classification" else None,
         audit=ranges,
+        generation=original.generation,
         toolchain=keys.toolchain(),
         seconds=round(time.monotonic() - started, 2),
     )
@@ -119,6 +125,14 @@ def check_toolchain() -> None:
             )
 
 
+def check_variants(described: Described, variants: Sequence[records.Variant], model: str) -> None:
+    """UnsupportedConfig: layers are chosen by what they do to a text's answer, not yet to a text that is written."""
+    if described.task in WRITERS and (mixed := [each for each in variants if each in MIXED]):
+        raise UnsupportedConfig(
+            f"{model}: there is no {', '.join(mixed)} for {described.task}; ask for one of {', '.join(records.FORMS)}"
+        )
+
+
 def check_lengths(original: Original, lengths: Sequence[int], model: str) -> None:
     if too_long := [n for n in lengths if n > original.length_limit]:
         raise UnsupportedConfig(
@@ -132,7 +146,12 @@ def model_name(model: str) -> str:
 
 
 def provenance(
-    source: Source, original: Original, convert_key: str, variant: records.Variant, mixture: Mixture | None = None
+    source: Source,
+    original: Original,
+    convert_key: str,
+    variant: records.Variant,
+    part: records.Part,
+    mixture: Mixture | None = None,
 ) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
     raised = [f"{each.path} {each.form}" for each in mixture.raised] if mixture else []
@@ -142,7 +161,8 @@ def provenance(
         "co.huggingface.exporters.name": source.id,
         "co.huggingface.exporters.task": original.task,
         "com.github.hft2ane.source": f"{source.id}@{source.commit}",
-        "com.github.hft2ane.family": original.family.model_type,
+        "com.github.hft2ane.family": original.name,
+        **({"com.github.hft2ane.part": part} if part else {}),
         "com.github.hft2ane.convert_key": convert_key,
         "com.github.hft2ane.variant": variant,
         "com.github.hft2ane.weights": about(variant, mixture),
@@ -166,7 +186,9 @@ def write(
     linear: Form = mixture.form if mixture else variant  # type: ignore[assignment]
     raised = {each.path: each.form for each in mixture.raised} if mixture else NONE
     program, functions = build(module, lengths, deployment, choices, linear, raised)
-    title = f"{original.task} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
+    part = metadata.get("com.github.hft2ane.part")
+    what = f"{original.task}, the {part}," if part else original.task
+    title = f"{what} of {metadata['co.huggingface.exporters.name']}, {variant}, for the Apple Neural Engine"
     package.write(path, program, title, INPUTS | OUTPUTS, metadata)
     return Package(
         variant=variant,
@@ -218,7 +240,7 @@ def trace(
     raised: Mapping[str, Form] = NONE,
 ) -> Function:
     """One call of the module on symbols. Outputs carry the original's names."""
-    inputs = {name: Type(shape, "int32") for name in module.inputs}
+    inputs = {name: input_type(module, name, shape) for name in module.inputs}
     function = Function(program.specification_version, inputs, program.weights)
     writer = Writer(module, function, stored, (*module.inputs, *module.OUTPUTS), linear, raised)
     with writer.following():
@@ -230,6 +252,11 @@ def trace(
         output.var.name = name
     function.outputs = [output.var for output in outputs]
     return function
+
+
+def input_type(module: Any, name: str, shape: tuple[int, ...]) -> Type:
+    """Ids or a mask, or the states of an encoder, which has read as many tokens."""
+    return Type((*shape, module.memory), "float16") if name == STATES else Type(shape, "int32")
 
 
 def contract(var: Var, about: str) -> Tensor:

@@ -63,8 +63,9 @@ def toolchain() -> dict[str, str]:
 
 
 def code_digest(family: str) -> str:
-    """Digest of the source text that shapes the graph of this family (a model_type)."""
-    families = _family_files(family.replace("-", "_"))
+    """Digest of the source text that shapes the graph of this family: a model_type, and for a pair those of its parts,
+    `encoder-decoder/bert/bert`."""
+    families = set().union(*(_family_files(name.replace("-", "_")) for name in family.split("/")))
     return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
 
 
@@ -111,7 +112,7 @@ def convert_key(
 
 
 def verify_key(packages: Mapping[str, str], protocol: str, backend: str) -> str:
-    """`packages`: the digest of each, by variant."""
+    """`packages`: the digest of each, by what it is (`Package.what`)."""
     return _digest({"packages": dict(packages), "protocol": protocol, "backend": backend})
 
 

@@ -14,6 +14,7 @@ SHARD = re.compile(r"model-([0-9]{5})-of-([0-9]{5})\.safetensors")
 OTHER_WEIGHTS = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack")
 
 CONFIG = "config.json"
+GENERATION = "generation_config.json"  # how a text that is written begins and ends
 TOKENIZER = {
     "tokenizer.json",
     "tokenizer_config.json",
@@ -80,7 +81,7 @@ def _is_wanted(path: str) -> bool:
     if folder:
         return MODULE.fullmatch(folder) is not None and name in MODULE_FILES
     return (
-        name in TOKENIZER | {CONFIG, README}
+        name in TOKENIZER | {CONFIG, GENERATION, README}
         or SENTENCE.fullmatch(name) is not None
         or SENTENCEPIECE.fullmatch(name) is not None
         or LEGAL.fullmatch(name) is not None

@@ -12,6 +12,7 @@ from torch import nn
 from hft2ane.ane import Embedding, Linear, TokenConvolution
 from hft2ane.compress import MIXED, form, stored_bytes
 from hft2ane.errors import TooLarge
+from hft2ane.families import STATES
 from hft2ane.records import CONSTANT_MOST, FORMS, WEIGHTS_MOST, Form, LintSettings, Variant
 
 
@@ -20,7 +21,8 @@ def check_size(module: Any, shape: tuple[int, ...], variants: Sequence[Variant],
 
     `module` is on torch's meta device, `shape` is that of its longest inputs. A mixed variant counts as what it has at
     least; the linter has the last word, on the saved package."""
-    problems = {each: beyond(sizes) for each, sizes in constant_bytes(module, shape).items()}
+    parts = [constant_bytes(part, shape) for part in module.parts.values()]
+    problems = {form: next(filter(None, (beyond(part[form]) for part in parts)), None) for form in FORMS}
     fitting = [each for each, problem in problems.items() if problem is None]
     advice = f"ask for one of the variants {', '.join(fitting)}, or" if fitting else "no variant is small enough,"
     for variant in variants:
@@ -67,7 +69,12 @@ def looked_up(module: Any, shape: tuple[int, ...]) -> set[nn.Module]:
         if isinstance(part, Embedding)
     ]
     with torch.no_grad(), torch.device("meta"):
-        module(*(torch.zeros(shape, dtype=torch.int32) for _ in module.inputs))
+        module(
+            *(
+                torch.zeros(*shape, module.memory) if name == STATES else torch.zeros(shape, dtype=torch.int32)
+                for name in module.inputs
+            )
+        )
     for hook in hooks:
         hook.remove()
     return found

@@ -110,7 +110,7 @@ def _unmeasured(released: Conversion, now: _Now) -> Iterator[str]:
     if released.protocol != now.protocol:
         yield f"verification protocol changed: {released.protocol} → {now.protocol}"
         return
-    packages: dict[str, str] = {package.variant: package.digest for package in released.packages}
+    packages: dict[str, str] = {package.what: package.digest for package in released.packages}
     if keys.verify_key(packages, now.protocol, keys.BACKEND) != released.verify_key:
         yield "the published figures are of other packages, or were taken by another backend"
 

@@ -4,12 +4,13 @@ Changing anything here changes the figures: then the protocol's number in `keys`
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from hft2ane.reference import Tokenizer
+from hft2ane.families import STATES, STATES_MASK
+from hft2ane.reference import Original, Tokenizer
 
 SEED = 20260101
 RANDOM_ROWS = 4
@@ -78,6 +79,12 @@ class Inputs:
     masked: Tensor | None = None  # positions (rows, length) that hold the mask token
 
 
+def rows(tokenizer: Tokenizer, original: Original, length: int, names: Sequence[str]) -> Iterator[Inputs]:
+    """`inputs` for this original, with all that it takes."""
+    for kind in inputs(tokenizer, original.vocabulary, length, original.task, names):
+        yield complete(kind, original)
+
+
 def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, names: Sequence[str]) -> Iterator[Inputs]:
     """Every kind of input at one length, for a network that takes inputs of these names."""
     single = tokenizer([(text,) for text in SENTENCES], length)
@@ -91,6 +98,26 @@ def inputs(tokenizer: Tokenizer, vocabulary: int, length: int, task: str, names:
     yield random_ids("full length, random ids", torch.full((FULL_ROWS,), length), vocabulary, pad, generator, length)
     some = torch.randint(1, length + 1, (RANDOM_ROWS,), generator=generator)
     yield random_ids("padded, random ids", some, vocabulary, pad, generator, length)
+
+
+def complete(kind: Inputs, original: Original) -> Inputs:
+    """With what a decoder takes besides: for a pair the next row's text, which it writes while the row's own is read;
+    for a decoder alone, of whose encoder nothing is known, states from a normal distribution."""
+    config, kinds = original.config, kind.tensors
+    generator = torch.Generator().manual_seed(SEED + kind.length)
+    ids, mask = kinds["input_ids"].roll(1, 0), kinds["attention_mask"].roll(1, 0)
+    if original.family.parts:
+        decoder = config.decoder
+        if decoder.vocab_size != original.vocabulary:  # the texts' ids mean nothing to it
+            pad = decoder.pad_token_id or 0
+            ids = random_ids("", mask.sum(1), decoder.vocab_size, pad, generator, kind.length).tensors["input_ids"]
+        more = {"decoder_input_ids": ids, "decoder_attention_mask": mask}
+    elif getattr(config, "add_cross_attention", False):
+        shape = (*ids.shape, config.hidden_size)
+        more = {STATES: torch.randn(shape, generator=generator), STATES_MASK: mask}
+    else:
+        return kind
+    return replace(kind, tensors=kinds | more)
 
 
 def cloze(tokenizer: Tokenizer, length: int) -> Inputs:

@@ -119,9 +119,9 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
         raise GateFailed(f"{job.id} is not published: {'; '.join(report.failures)}")
     if report.verify_key != conversion.verify_key:
         raise GateFailed(f"{folder}: report.json is about another build than {RECORD}: verify and make the card again")
-    bars = {bar.what: bar for bar in report.fidelity}
-    for what in ("rewrite", *(package.variant for package in conversion.packages)):
-        if what not in bars:
+    figures = {bar.what for bar in report.fidelity}
+    for what in records.bars(conversion.packages):
+        if what not in figures:
             raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
     for bar in report.fidelity:
         gate = max(bar.gate, job.gates.of(bar.what))
@@ -154,7 +154,7 @@ def _allowed(name: str) -> bool:
         OURS.fullmatch(name) is not None
         or PACKAGED.fullmatch(name) is not None
         or (layout.MODULE.fullmatch(folder) is not None and last == layout.CONFIG)
-        or (not folder and name in layout.TOKENIZER | {layout.CONFIG})
+        or (not folder and name in layout.TOKENIZER | {layout.CONFIG, layout.GENERATION})
         or (not folder and any(pattern.fullmatch(name) for pattern in patterns))
     )
 

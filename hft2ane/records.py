@@ -9,7 +9,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -36,6 +36,8 @@ Task = Literal[
     "next-sentence-prediction",
     "multiple-choice",
     "replaced-token-detection",
+    "text-generation",
+    "text2text-generation",
 ]
 TASKS: tuple[Task, ...] = get_args(Task)
 Form = Literal["float16", "int8", "palettized-8", "palettized-6", "palettized-4"]  # of the weights of a linear layer
@@ -43,6 +45,7 @@ FORMS: tuple[Form, ...] = get_args(Form)
 Mixed = Literal["mixed-6", "mixed-4"]  # each layer has a form of its own
 Variant = Literal[Form, Mixed]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
+Part = Literal["", "encoder", "decoder"]  # of a model that is more than one package
 Action = Literal["create", "convert", "card", "skip", "blocked"]
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
@@ -56,6 +59,11 @@ def per_token(output: str, axes: int, task: Task) -> bool:
     """Whether an output of so many axes has an entry, or a row, for each token. Its size would not tell: a vector may
     be as long as the text."""
     return output in PER_TOKEN or (output == "logits" and (axes == 3 or task == "replaced-token-detection"))
+
+
+def named(what: str, part: Part) -> str:
+    """What a figure is of, `rewrite` or a variant, and of which part of it: `float16 decoder`."""
+    return f"{what} {part}".rstrip()
 
 
 # Steps say how far they are: what they do now, and the share done (0 to 1).
@@ -79,7 +87,7 @@ class Gates:
     bits4: float = 25.0
 
     def of(self, what: str) -> float:
-        """The gate of the rewrite, or of a variant."""
+        """The gate of the rewrite, or of a variant: of each of its parts where it has several."""
         return {
             "rewrite": self.rewrite,
             "float16": self.artefact,
@@ -89,7 +97,7 @@ class Gates:
             "palettized-4": self.bits4,
             "mixed-6": self.bits6,
             "mixed-4": self.bits4,
-        }[what]
+        }[what.partition(" ")[0]]
 
 
 @dataclass(frozen=True)
@@ -233,7 +241,8 @@ class Mixture:
 @dataclass(frozen=True)
 class Package:
     """One .mlpackage. `digest`: see `package.digest`. `minimum_os`: e.g. `iOS 16 / macOS 13`. `weights`: in what form
-    they are kept, and which of them are not compressed. `mixture`: of a mixed variant."""
+    they are kept, and which of them are not compressed. `mixture`: of a mixed variant. `part`: of a model that is more
+    than one package."""
 
     __pydantic_config__ = STRICT
     variant: Variant
@@ -245,6 +254,23 @@ class Package:
     default_function: str
     weights: str = "fp16"
     mixture: Mixture | None = None
+    part: Part = ""
+
+    @property
+    def what(self) -> str:
+        """By which its figures go."""
+        return named(self.variant, self.part)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How a text that is written begins and ends, in ids. `start`: the first of a decoder that reads another text, None
+    where a text is continued; `end`: any of these is the last; `pad`: stands where nothing is yet."""
+
+    __pydantic_config__ = STRICT
+    start: int | None
+    end: tuple[int, ...]
+    pad: int
 
 
 @dataclass(frozen=True)
@@ -307,6 +333,7 @@ class Exported:
     audit: Audit
     toolchain: dict[str, str]
     seconds: float
+    generation: Generation | None = None
     schema: Literal[1] = SCHEMA
 
 
@@ -332,7 +359,7 @@ class Measure:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """One bar: `what` is `rewrite` or a variant's name, `backend` says what computed it.
+    """One bar: `what` is `rewrite` or a variant's name (see `named`), `backend` says what computed it.
 
     `psnr` and `psnr_min` are the least of the measures'; the gate stands on `psnr_min`."""
 
@@ -345,6 +372,27 @@ class Fidelity:
     psnr_median: float
     top1: float | None
     measures: tuple[Measure, ...]
+
+    @property
+    def is_rewrite(self) -> bool:
+        return self.what.startswith("rewrite")
+
+
+@dataclass(frozen=True)
+class Greedy:
+    """Texts that the packages of a variant write, the best token each time, beside those of transformers' `generate`.
+
+    `same`: texts that are the same to the end; `equal`: of the original's `tokens`, those before the first that
+    differs."""
+
+    __pydantic_config__ = STRICT
+    what: str
+    backend: str
+    length: int
+    texts: int
+    same: int
+    tokens: int
+    equal: int
 
 
 System = Literal["macOS 26", "macOS 27"]
@@ -510,6 +558,7 @@ class Report:
     lint: tuple[Lint, ...] = ()
     mac: str = ""
     latency: tuple[Latency, ...] = ()
+    greedy: tuple[Greedy, ...] = ()
     schema: Literal[1] = SCHEMA
 
 
@@ -534,7 +583,14 @@ class Conversion:
     psnr: dict[str, float]
     toolchain: dict[str, str]
     hft2ane: str
+    generation: Generation | None = None
     schema: Literal[1] = SCHEMA
+
+
+def bars(packages: Sequence[Package]) -> tuple[str, ...]:
+    """What a report must have figures of."""
+    parts = dict.fromkeys(package.part for package in packages)
+    return (*(named("rewrite", part) for part in parts), *(package.what for package in packages))
 
 
 @dataclass(frozen=True)

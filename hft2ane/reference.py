@@ -20,11 +20,25 @@ from transformers.utils import logging as transformers_logging
 
 from hft2ane import layout
 from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig, UnsupportedModel
-from hft2ane.families import FEATURES, Family, TaskModule, family
+from hft2ane.families import FEATURES, STATES, STATES_MASK, WRITING, Family, TaskModule, family
+from hft2ane.records import Generation, Part
 from hft2ane.sentence import Pipeline, read_json, read_pipeline
 
 SENTENCE = "sentence-embedding"
+WRITERS = ("text-generation", "text2text-generation")
 LABELLED = ("text-classification", "token-classification")
+
+# What transformers calls a pair's inputs and outputs -> what they are called by the package of a part.
+OF_PARTS: Mapping[Part, Mapping[str, str]] = {
+    "encoder": {"encoder_last_hidden_state": "last_hidden_state"},
+    "decoder": {
+        "decoder_input_ids": "input_ids",
+        "decoder_attention_mask": "attention_mask",
+        "encoder_last_hidden_state": STATES,
+        "attention_mask": STATES_MASK,
+        "logits": "logits",
+    },
+}
 
 # How transformers computes and answers, never what: set so that a checkpoint's own wishes do not get in the way.
 MANNER = {
@@ -62,6 +76,7 @@ class Original(Described):
     model: Any
     tensors: Mapping[str, Tensor]
     absent: frozenset[str]
+    generation: Generation | None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -70,10 +85,22 @@ class Original(Described):
             return ()
         return tuple(str(self.config.id2label[i]) for i in range(self.config.num_labels))
 
+    @property
+    def name(self) -> str:
+        """The family, and those that it is made of: `encoder-decoder/bert/roberta`."""
+        return "/".join(
+            [self.family.model_type, *(getattr(self.config, part).model_type for part in self.family.parts)]
+        )
+
+    @property
+    def vocabulary(self) -> int:
+        """Ids that the texts of the tokenizer may have."""
+        return int((self.config.encoder if self.family.parts else self.config).vocab_size)
+
     @torch.no_grad()
     def answer(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The original's outputs by name, fp32, for token ids (B, S), or (B, choices, S) for multiple choice."""
-        out = self.model(**{key: value.long() for key, value in inputs.items()})
+        out = self.model(**{key: v if v.is_floating_point() else v.long() for key, v in inputs.items()})
         if self.pipeline is None:
             return {key: value for key, value in out.items() if isinstance(value, Tensor)}
         tokens = out["last_hidden_state"]
@@ -81,6 +108,39 @@ class Original(Described):
             "token_embeddings": tokens,
             "sentence_embedding": self.pipeline.reference(tokens, inputs["attention_mask"]),
         }
+
+    def ask(self, inputs: Mapping[str, Tensor]) -> dict[Part, tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:
+        """For each part what goes into it and what comes out. A decoder's states are those of the original's encoder,
+        so that its errors are its own."""
+        answers = self.answer(inputs)
+        if not self.family.parts:
+            return {"": (inputs, answers)}
+        known = {**inputs, **answers}
+        of_encoder = {name: tensor for name, tensor in inputs.items() if not name.startswith("decoder_")}
+        renamed = {part: {ours: known[theirs] for theirs, ours in names.items()} for part, names in OF_PARTS.items()}
+        logits = renamed["decoder"].pop("logits")
+        return {
+            "encoder": (of_encoder, renamed["encoder"]),
+            "decoder": (renamed["decoder"], {"logits": logits}),
+        }
+
+    @torch.no_grad()
+    def write(self, inputs: Mapping[str, Tensor], most: int) -> list[int]:
+        """The ids that transformers writes, always taking the best: for a text to be read, or as the continuation of
+        one, (1, S) without padding; `most`: how many it may be."""
+        how = self.generation
+        assert how is not None
+        settings = transformers.GenerationConfig(  # type: ignore[no-untyped-call]
+            decoder_start_token_id=how.start,
+            eos_token_id=list(how.end) or None,
+            pad_token_id=how.pad,
+            max_new_tokens=most,
+            do_sample=False,
+            num_beams=1,
+        )
+        with quiet():
+            ids: list[int] = self.model.generate(**inputs, generation_config=settings)[0].tolist()
+        return ids[1 if self.family.parts else inputs["input_ids"].shape[1] :]
 
 
 def describe(folder: Path, wanted: str | None) -> Described:
@@ -109,7 +169,9 @@ def load(folder: Path, wanted: str | None) -> Original:
     if found.pipeline and "pooler" not in absent:  # the pipeline pools by itself: the pooler is not what is published
         absent = absent | {"pooler"}
         tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("pooler.")}
-    return Original(found.family, found.task, found.config, found.pipeline, model, tensors, absent)
+    where = f"{folder.name}/{layout.CONFIG}"
+    how = generation(model, found.family, where) if found.task in WRITERS else None
+    return Original(found.family, found.task, found.config, found.pipeline, model, tensors, absent, how)
 
 
 def read_config(folder: Path) -> tuple[Family, Any]:
@@ -118,12 +180,18 @@ def read_config(folder: Path) -> tuple[Family, Any]:
     if not isinstance(raw, dict):
         raise SourceError(f"{where} is no JSON object")
     layout.check_config(raw, where)
-    for key in ("per_layer_config", "quantization_config"):  # these change a model of any family
-        if raw.get(key):
-            raise UnsupportedConfig(f"{where}: {key} = {raw[key]!r} is not reproduced")
     if not isinstance(raw.get("architectures") or [], list):
         raise UnsupportedConfig(f"{where}: architectures = {raw['architectures']!r} is no list")
     ours = family(raw["model_type"])
+    for part in ours.parts:
+        if not isinstance(raw.get(part), dict):
+            raise UnsupportedConfig(f"{where}: {part} = {raw.get(part)!r} is no config")
+        layout.check_config(raw[part], f"{where}: {part}")
+        ours.check_kind(part, raw[part]["model_type"], where)
+    for config in (raw, *(raw[part] for part in ours.parts)):
+        for key in ("per_layer_config", "quantization_config"):  # these change a model of any family
+            if config.get(key):
+                raise UnsupportedConfig(f"{where}: {key} = {config[key]!r} is not reproduced")
     fixed = {key: allowed for key, allowed in ours.config.items() if not callable(allowed)}
     odd = [f"{key} = {raw[key]!r}" for key, allowed in fixed.items() if key in raw and raw[key] not in allowed]
     about = f"{where}: {', '.join(odd)}:" if odd else where  # what does not fit is mostly what went wrong
@@ -187,14 +255,38 @@ def load_model(folder: Path, found: Described) -> tuple[Any, frozenset[str]]:
             f"{folder.name}: {len(left)} tensors of the checkpoint are no part of {module.ORIGINAL}: {some(left)}; so "
             "config.json does not describe it, or it needs code of its own"
         )
-    if absent:
+    if "pooler" in absent:
         model = original.from_pretrained(folder, add_pooling_layer=False, **options)
     return model.eval(), absent
 
 
+def generation(model: Any, ours: Family, where: str) -> Generation:
+    """How a text begins and ends, as generation_config.json says it, or else config.json."""
+    said = model.generation_config
+    ends = said.eos_token_id if isinstance(said.eos_token_id, list) else [said.eos_token_id]
+    end = tuple(int(token) for token in ends if token is not None)
+    if not ours.parts:
+        return Generation(None, end, said.pad_token_id or 0)
+    start = said.bos_token_id if said.decoder_start_token_id is None else said.decoder_start_token_id
+    for key, value in (("decoder_start_token_id", start), ("eos_token_id", end or None)):
+        if value is None:
+            raise UnsupportedConfig(f"{where} has no {key}, so nothing says how a text that is written begins and ends")
+    decoder = model.config.decoder
+    kind: Any = family(decoder.model_type).tasks[WRITING]
+    if start == decoder.pad_token_id and kind.first_position(decoder):
+        raise UnsupportedConfig(
+            f"{where}: decoder_start_token_id = {start} is the decoder's padding, which has no position of its own"
+        )
+    return Generation(int(start), end, said.pad_token_id or 0)
+
+
 def bare(name: str, model: Any) -> str:
-    """A tensor's name without the base model's prefix: `bert.pooler.dense.bias` -> `pooler.dense.bias`."""
-    return name.removeprefix(f"{model.base_model_prefix}.")
+    """A tensor's name without the base model's prefix: `bert.pooler.dense.bias` -> `pooler.dense.bias`, and in a pair
+    `decoder.bert.encoder.layer.0…` -> `decoder.encoder.layer.0…`."""
+    name = name.removeprefix(f"{model.base_model_prefix}.")
+    part, _, rest = name.partition(".")
+    is_part = model.base_model_prefix == "encoder_decoder" and part in OF_PARTS
+    return f"{part}.{bare(rest, getattr(model, part))}" if is_part else name
 
 
 def parameters(model: Any, part: str) -> set[str]:

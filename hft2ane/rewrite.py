@@ -16,12 +16,14 @@ def rewrite(original: Original) -> TaskModule:
     module = blank(original, original.absent)
     kind = original.kind
     table = kind.weights(original.config)
-    tensors = dict(original.tensors)
+    tensors, unwanted = dict(original.tensors), kind.UNWANTED
     if original.pipeline is not None:
         table = weights(table, original.pipeline)
         for dense in original.pipeline.dense:
             tensors |= {f"{dense.folder}.{name}": tensor for name, tensor in dense.tensors.items()}
-    fill(module, table, tensors, kind.UNWANTED)
+    else:
+        unwanted = module.UNWANTED  # of a pair, those of both parts
+    fill(module, table, tensors, unwanted)
     return cast(TaskModule, module.eval())
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hft2ane import layout
 from hft2ane.ane import POOLING, Linear, Normalize, Pool, to_tokens
 from hft2ane.errors import MissingWeights, SourceError, UnknownTask, UnsupportedConfig
+from hft2ane.records import Part
 
 # torch class names in a Dense module's config.json -> the function
 DENSE_ACTIVATIONS = {
@@ -239,6 +240,10 @@ class SentenceEmbedder(nn.Module):
         self.activations = [DENSE_ACTIVATIONS[d.activation] for d in pipeline.dense]
         self.normalize = Normalize() if pipeline.normalize else None
         self.inputs = ("input_ids", "attention_mask")
+
+    @property
+    def parts(self) -> Mapping[Part, Any]:
+        return {"": self}
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, ...]:
         x = self.encoder.encode(input_ids, attention_mask)

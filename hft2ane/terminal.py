@@ -264,10 +264,16 @@ def show_release(folder: Path, release: Path) -> None:
     for package in exported.packages:
         console.print(f"[bold]{escape(str(release / package.file))}[/]")
         console.print(f"  {package.size / 1e6:.1f} MB, from {package.minimum_os}")
+    wide = max(10, *(len(bar_.what) for bar_ in report.fidelity))
     for bar_ in report.fidelity:
         figures = f"{bar_.psnr_min:6.1f} dB at least, {bar_.psnr_median:.1f} dB median"
-        console.print(f"  {bar_.what:12} {figures} ({bar_.backend})")
-    console.print(f"  card         {escape(str(release / 'README.md'))}")
+        console.print(f"  {bar_.what:{wide}} {figures} ({bar_.backend})")
+    for each in report.greedy:
+        written = (
+            f"{each.equal} of {each.tokens} tokens as the original's, {each.same} of {each.texts} texts to the end"
+        )
+        console.print(f"  {each.what:{wide}} writes {written} ({each.backend})")
+    console.print(f"  {'card':{wide}} {escape(str(release / 'README.md'))}")
     for text in report.not_measured:
         console.print(f"  [dim]not measured here: {escape(text)}[/]")
 

@@ -1,7 +1,7 @@
 """The verify step: the original, our rewrite and the saved packages on the same inputs -> report.json, or GateFailed.
 
 Two bars: *rewrite* is our torch module against transformers, both in fp32; each variant's *artefact* is the saved
-package, evaluated from its files, against transformers in fp32.
+package, evaluated from its files, against transformers in fp32. A pair has both for each of its parts.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hft2ane import coreml, keys, package, protocol, records
+from hft2ane import coreml, greedy, keys, package, protocol, records
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
@@ -27,14 +27,17 @@ from hft2ane.records import (
     CAP,
     Exported,
     Fidelity,
+    Greedy,
     Job,
     Latency,
     Lint,
     Measure,
     Package,
+    Part,
     Progress,
     Report,
     Task,
+    named,
     silent,
 )
 from hft2ane.reference import Original, Tokenizer, load
@@ -68,6 +71,11 @@ class Row:
         """bool (S,), or (choices, S): what is not padding."""
         return self.tensors["attention_mask"][0].bool().numpy()
 
+    @property
+    def arrays(self) -> dict[str, Array]:
+        """Ids and masks as int32, numbers as they are."""
+        return {name: (t if t.is_floating_point() else t.int()).numpy() for name, t in self.tensors.items()}
+
 
 @dataclass(frozen=True)
 class Compared:
@@ -91,20 +99,30 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
     progress("load the original", 0.0)
     original = load(folder / "source", exported.task)
     module = rewrite(original)
-    bars = [Bar("rewrite", "torch-float32", job.gates.rewrite, lambda _: torch_runner(module))]
+    tokenizer = Tokenizer(folder / "source", original.vocabulary)
+    bars = [
+        Bar(named("rewrite", part), "torch-float32", job.gates.rewrite, torch_backend(its_module), part)
+        for part, its_module in module.parts.items()
+    ]
+    runners = {each.what: backends(folder, each) for each in exported.packages}
     for each in exported.packages:
-        bars += [Bar(each.variant, name, job.gates.of(each.variant), runner) for name, runner in backends(folder, each)]
-    asked = list(rows(Tokenizer(folder / "source", original.config.vocab_size), original, job.recipe.lengths, exported))
+        gate = job.gates.of(each.variant)
+        bars += [Bar(each.what, name, gate, runner, each.part) for name, runner in runners[each.what]]
+    asked = list(rows(tokenizer, original, job.recipe.lengths, module.inputs, exported))
+    examples: dict[int, dict[Part, tuple[Row, dict[str, Array]]]] = {}
     for n, row in enumerate(asked):
-        progress(f"measure at {row.length} tokens", 0.1 + 0.9 * n / len(asked))
-        answers = ask(original, row, exported)
+        progress(f"measure at {row.length} tokens", 0.1 + 0.8 * n / len(asked))
+        questions = ask(original, row, exported)
+        examples.setdefault(row.length, questions)
         for bar in bars:
-            bar.compare(row, answers)
-    digests: dict[str, str] = {each.variant: package.digest(folder / each.file) for each in exported.packages}
+            bar.compare(*questions[bar.part])
+    progress("write texts", 0.9)
+    written = tuple(texts(original, tokenizer, exported, runners))
+    digests = {each.what: package.digest(folder / each.file) for each in exported.packages}
     failures = [
         f"{each.file} is not the package that export.json describes: export it again"
         for each in exported.packages
-        if digests[each.variant] != each.digest
+        if digests[each.what] != each.digest
     ]
     linted = tuple(judge(folder, each) for each in exported.packages)
     failures += [
@@ -122,7 +140,8 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         seconds=round(time.monotonic() - started, 2),
         lint=linted,
         mac=coreml.host() if coreml.available() else "",
-        latency=tuple(latencies(bars, asked)),
+        latency=tuple(latencies(bars, examples)),
+        greedy=written,
     )
     records.write(folder / "report.json", report)
     progress("verified", 1.0)
@@ -141,13 +160,13 @@ def judge(folder: Path, exported: Package) -> Lint:
     return replace(found, verdicts=tuple(v for v in found.verdicts if {v.predicted, v.measured} - {"ane", None}))
 
 
-def latencies(bars: Iterable["Bar"], asked: Sequence["Row"]) -> Iterator[Latency]:
+def latencies(bars: Iterable["Bar"], examples: Mapping[int, Mapping[Part, tuple[Row, Any]]]) -> Iterator[Latency]:
     """Of what ran on Core ML, each function on one row: shapes are fixed, so the others take as long."""
     for bar in bars:
         for length, run in bar.runs.items():
             if isinstance(run, coreml.Runner):
-                row = next(row for row in asked if row.length == length)
-                yield run.latency(bar.what, {name: tensor.int().numpy() for name, tensor in row.tensors.items()})
+                row, _ = examples[length][bar.part]
+                yield run.latency(bar.what, row.arrays)
 
 
 def not_measured(linted: Iterable[Lint]) -> tuple[str, ...]:
@@ -169,13 +188,22 @@ def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:
     names = {function.length: function.name for function in exported.functions}
 
     def evaluator(length: int) -> Run:
-        return lambda inputs: program.evaluate(inputs, names[length])
+        return lambda inputs: program.evaluate(narrowed(inputs), names[length])
 
     def core_ml(unit: str) -> Runner:
         return lambda length: coreml.Runner(path, names[length], unit)
 
     units = coreml.units() if coreml.available() else ()
     return [(keys.BACKEND, evaluator), *((f"coreml-{unit}", core_ml(unit)) for unit in units)]
+
+
+def narrowed(inputs: Mapping[str, Array]) -> dict[str, Array]:
+    """As a package takes them: numbers as float16."""
+    return {name: value.astype(np.float16) if value.dtype.kind == "f" else value for name, value in inputs.items()}
+
+
+def torch_backend(module: Any) -> Runner:
+    return lambda length: torch_runner(module)
 
 
 def torch_runner(module: Any) -> Run:
@@ -189,13 +217,14 @@ def torch_runner(module: Any) -> Run:
     return run
 
 
-def rows(tokenizer: Tokenizer, original: Original, lengths: Iterable[int], exported: Exported) -> Iterator[Row]:
-    """Every row of the protocol at every length, with the inputs that the packages take."""
-    inputs = exported.packages[0].functions[0].inputs
-    names = [tensor.name for tensor in inputs]
+def rows(
+    tokenizer: Tokenizer, original: Original, lengths: Iterable[int], names: Sequence[str], exported: Exported
+) -> Iterator[Row]:
+    """Every row of the protocol at every length, with the inputs of these names."""
+    candidates = exported.packages[0].functions[0].inputs[0].shape[1]
     for length in lengths:
-        kinds = protocol.inputs(tokenizer, original.config.vocab_size, length, original.task, names)
-        for several in choices(kinds, inputs[0].shape[1]) if original.task == "multiple-choice" else kinds:
+        kinds = protocol.rows(tokenizer, original, length, names)
+        for several in choices(kinds, candidates) if original.task == "multiple-choice" else kinds:
             for i, name in enumerate(several.names):
                 tensors = {key: tensor[i : i + 1] for key, tensor in several.tensors.items() if key in names}
                 masked = None if several.masked is None else several.masked[i].numpy()
@@ -213,17 +242,40 @@ def choices(kinds: Iterable[Inputs], candidates: int) -> Iterator[Inputs]:
             yield Inputs(several.kind, several.length, tensors, names)
 
 
-def ask(original: Original, row: Row, exported: Exported) -> dict[str, Array]:
-    """The original's answers for the outputs of the packages."""
-    answers = original.answer(row.tensors)
-    return {tensor.name: answers[tensor.name].numpy() for tensor in exported.packages[0].functions[0].outputs}
+def ask(original: Original, row: Row, exported: Exported) -> dict[Part, tuple[Row, dict[str, Array]]]:
+    """For each part the row as it goes in, and the original's answers for the outputs of its packages."""
+    outputs = {each.part: [tensor.name for tensor in each.functions[0].outputs] for each in exported.packages}
+    return {
+        part: (replace(row, tensors=tensors), {name: answers[name].numpy() for name in outputs[part]})
+        for part, (tensors, answers) in original.ask(row.tensors).items()
+    }
+
+
+def texts(
+    original: Original, tokenizer: Tokenizer, exported: Exported, runners: Mapping[str, Sequence[tuple[str, Runner]]]
+) -> Iterator[Greedy]:
+    """What each variant writes by each backend, in the shortest of its lengths."""
+    length = min(function.length for function in exported.packages[0].functions)
+    tasks, how = greedy.tasks(original, tokenizer, length), original.generation
+    if not tasks or how is None:
+        return
+    for each in exported.packages:
+        if each.part == "encoder":
+            continue
+        others = [other for other in exported.packages if (other.variant, other.part) == (each.variant, "encoder")]
+        names = [tensor.name for other in others for tensor in other.functions[0].inputs]
+        for n, (backend, runner) in enumerate(runners[each.what]):
+            decoder = runner(length)
+            encoder = runners[others[0].what][n][1](length) if others else None
+            got = [greedy.write(task, how, length, decoder, encoder, names) for task in tasks]
+            yield greedy.compare(each.variant, backend, length, [task.expected for task in tasks], got)
 
 
 class Bar:
     """How what one backend computes compares with the original, row by row; no output is kept."""
 
-    def __init__(self, what: str, backend: str, gate: float, runner: Runner) -> None:
-        self.what, self.backend, self.gate, self.runner = what, backend, gate, runner
+    def __init__(self, what: str, backend: str, gate: float, runner: Runner, part: Part = "") -> None:
+        self.what, self.backend, self.gate, self.runner, self.part = what, backend, gate, runner, part
         self.runs: dict[int, Run] = {}
         self.groups: dict[tuple[str, int, str], list[Compared]] = defaultdict(list)
         self.results: dict[tuple[str, int], set[bytes]] = defaultdict(set)
@@ -232,7 +284,7 @@ class Bar:
     def compare(self, row: Row, answers: Mapping[str, Array]) -> None:
         if row.length not in self.runs:
             self.runs[row.length] = self.runner(row.length)
-        got = self.runs[row.length]({name: tensor.int().numpy() for name, tensor in row.tensors.items()})
+        got = self.runs[row.length](row.arrays)
         for output, answer in answers.items():
             try:
                 compared = self.measure(row, output, answer, got)

@@ -45,6 +45,10 @@ def values(key: str, allowed: Any) -> st.SearchStrategy[Any]:
 @st.composite
 def configs(draw: st.DrawFn, name: str, task: str) -> dict[str, Any]:
     row, ours = ROWS[name], family(name)
+    if ours.parts:
+        of = {part: draw(configs("bert", its_task)) for part, its_task in ours.parts.items()}
+        of["decoder"]["add_cross_attention"] = True
+        return {**row.tiny, **{part: {"model_type": "bert", **config} for part, config in of.items()}}
     kind = transformers.AutoConfig.for_model(name)
     keys = {
         key: allowed

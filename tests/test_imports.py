@@ -30,7 +30,7 @@ LAYERS = (
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
-    ("audit", "condition", "limits", "mixed"),
+    ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
     ("cli", "demo", "survey", "terminal", "flows"),
 )

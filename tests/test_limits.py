@@ -9,7 +9,7 @@ import transformers
 from hft2ane import export, layout, package, records, source
 from hft2ane.ane import Embedding
 from hft2ane.errors import TooLarge
-from hft2ane.families import FAMILIES
+from hft2ane.families import FAMILIES, family
 from hft2ane.limits import beyond, constant_bytes, looked_up
 from hft2ane.mil import open_package
 from hft2ane.mil.lint.graph import Graph
@@ -48,18 +48,18 @@ def test_the_predicted_size_is_the_written_one(made: Path, linear: Form) -> None
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_known_by_its_shapes(name: str, tmp_path: Path) -> None:
     """Its table of words is looked up, and in fp16 all that it has takes two bytes a number, but unused positions."""
-    loud(name, "feature-extraction", {}).save_pretrained(tmp_path)
-    module = blank(describe(tmp_path, None), ())
+    loud(name, next(iter(family(name).tasks)), {}).save_pretrained(tmp_path)
     length = 8
-    numbers = sum(parameter.numel() for parameter in module.parameters())
-    tables = looked_up(module, (1, 1))
-    assert module.words in tables
-    unused = sum(
-        max(len(part.weight) - length, 0) * part.weight.shape[1]
-        for part in module.modules()
-        if isinstance(part, Embedding) and part not in tables
-    )
-    assert sum(constant_bytes(module, (1, length))["float16"].values()) == 2 * (numbers - unused)
+    for module in blank(describe(tmp_path, None), ()).parts.values():
+        numbers = sum(parameter.numel() for parameter in module.parameters())
+        tables = looked_up(module, (1, 1))
+        assert module.words in tables
+        unused = sum(
+            max(len(part.weight) - length, 0) * part.weight.shape[1]
+            for part in module.modules()
+            if isinstance(part, Embedding) and part not in tables
+        )
+        assert sum(constant_bytes(module, (1, length))["float16"].values()) == 2 * (numbers - unused)
 
 
 def too_large(folder: Path, variants: tuple[records.Variant, ...], **sizes: int) -> None:

@@ -310,7 +310,7 @@ CONFIGS: dict[str, tuple[Callable[[Path], object], type[Hft2aneError], str]] = {
     ),
     "a model_type that is a path": (lambda f: config(f, model_type="../bert"), UnknownFamily, "no family for"),
     "code of its own": (lambda f: config(f, auto_map={"AutoModel": "x.Y"}), UnsafeFormat, "auto_map"),
-    "another architecture": (lambda f: config(f, architectures=["BertLMHeadModel"]), UnknownTask, "BertLMHeadModel"),
+    "another architecture": (lambda f: config(f, architectures=["BertModelOfOurs"]), UnknownTask, "BertModelOfOurs"),
     "architectures of a wrong kind": (
         lambda f: config(f, architectures="BertModel"),
         UnsupportedConfig,

@@ -5,7 +5,7 @@ norms, the last axis stays long and aligned. Masks are finite, attention goes on
 Transformers on the Apple Neural Engine", 2022). The same modules are the fp32 rewrite and, run on symbols, the export.
 """
 
-from hft2ane.ane.attention import Attention, additive_mask
+from hft2ane.ane.attention import Attention, additive_mask, causal_mask
 from hft2ane.ane.block import Block
 from hft2ane.ane.disentangled import DisentangledAttention
 from hft2ane.ane.layers import (
@@ -48,6 +48,7 @@ __all__ = [
     "Value",
     "TokenConvolution",
     "additive_mask",
+    "causal_mask",
     "channel_norm",
     "fill",
     "near",

@@ -24,6 +24,14 @@ def additive_mask(attention_mask: Tensor) -> Tensor:
     return (1 - keep) * MASKED
 
 
+def causal_mask(tokens: int) -> Tensor:
+    """0 where a key is no later than the query, −1e4 where it is, (1, keys, 1, queries): a constant.
+
+    It is added to a mask of padding, and both together stay far above fp16's least number."""
+    at = torch.arange(tokens)
+    return torch.reshape(torch.where(at[:, None] <= at, 0.0, MASKED), (1, tokens, 1, tokens))
+
+
 class Attention(nn.Module):
     """Attention with its output projection. Scores are (B, keys, 1, queries): softmax runs over channels.
 
@@ -41,11 +49,13 @@ class Attention(nn.Module):
         self.v = Linear(channels, channels)
         self.out = Linear(channels, channels)
 
-    def forward(self, x: Tensor, mask: Masks) -> Tensor:
-        """`mask`: what is added to the scores, of 1 or all queries; a list has one for each head."""
+    def forward(self, x: Tensor, mask: Masks, memory: Tensor | None = None) -> Tensor:
+        """`mask`: what is added to the scores, of 1 or all queries; a list has one for each head. `memory`: what is
+        looked at where that is not x itself, (B, C, 1, keys)."""
+        seen = x if memory is None else memory
         q = torch.split(self.q(x) * self.size**-0.5, self.size, 1)
-        k = torch.split(torch.transpose(self.k(x), 1, 3), self.size, 3)
-        v = torch.split(self.v(x), self.size, 1)
+        k = torch.split(torch.transpose(self.k(seen), 1, 3), self.size, 3)
+        v = torch.split(self.v(seen), self.size, 1)
         masks = mask if isinstance(mask, list | tuple) else [mask] * len(q)
         heads = [attend(*qkvm) for qkvm in zip(q, k, v, masks, strict=True)]
         x = self.out(torch.cat(heads, 1))

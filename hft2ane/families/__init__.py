@@ -6,11 +6,12 @@ A family file has
            (expressions of tensors it does not use), OUTPUTS, and CONFIG for what is so in this task only
   CONFIG   config key -> the values it reproduces, or what gives them for a config; any other value is refused
   HEADS    expressions of tensors that a checkpoint may hold for tasks other than the wanted one
+  PARTS    of a family whose models are made of two others': part -> the task that it has there
 """
 
 import importlib
 import re
-from collections.abc import Callable, Collection, Container, Iterable, Mapping
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -18,7 +19,7 @@ from typing import Any, ClassVar, Protocol
 from torch import Tensor
 
 from hft2ane.errors import UnknownFamily, UnknownTask, UnsupportedConfig
-from hft2ane.records import TASKS, Task
+from hft2ane.records import TASKS, Part, Task
 
 FAMILIES = tuple(
     sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
@@ -57,7 +58,11 @@ class Such:
 # The values of a config key that are reproduced; what gives them for a config, where they depend on other keys.
 Allowed = Container[Any] | Callable[[Any], Container[Any]]
 
-FEATURES = "feature-extraction"  # the task of an encoder without a head; every family has it
+FEATURES = "feature-extraction"  # the task of an encoder without a head; every family of one has it
+WRITING = "text-generation"  # that of a decoder, with or without an encoder's states
+
+# What a decoder with cross-attention takes besides ids and their mask.
+STATES, STATES_MASK = "encoder_hidden_states", "encoder_attention_mask"
 
 SIZE = Between(1, 1 << 22)
 LAYERS = Between(1, 256)
@@ -65,11 +70,13 @@ EPSILON = Between(1e-15, 0.1)
 
 
 class TaskModule(Protocol):
-    """What a family's class for a task gives. Called with tensors in the order of `inputs`, answers as OUTPUTS."""
+    """What a family's class for a task gives. Called with tensors in the order of `inputs`, answers as OUTPUTS.
+
+    `parts`: the modules that become packages, by default itself."""
 
     ORIGINAL: ClassVar[str]
     WEIGHTS: ClassVar[Mapping[str, str]]
-    UNWANTED: ClassVar[tuple[str, ...]]
+    UNWANTED: tuple[str, ...]
     OPTIONAL: ClassVar[tuple[str, ...]]
     CONFIG: ClassVar[Mapping[str, Allowed]]
     OUTPUTS: tuple[str, ...]
@@ -83,6 +90,9 @@ class TaskModule(Protocol):
     @classmethod
     def weights(cls, config: Any) -> Mapping[str, str]: ...
 
+    @property
+    def parts(self) -> Mapping[Part, Any]: ...
+
     def __call__(self, *inputs: Tensor) -> tuple[Tensor, ...]: ...
 
 
@@ -92,16 +102,19 @@ class Family:
     tasks: Mapping[str, type[TaskModule]]
     config: Mapping[str, Allowed]
     heads: Collection[str]
+    parts: Mapping[Part, str]
 
     def check(self, config: Any, task: str, where: str) -> None:
         """UnsupportedConfig when a key that changes the function has a value that is not reproduced."""
-        for key, values in {**self.config, **self.tasks[task].CONFIG}.items():
-            allowed = reproduced(values, config)
-            if hasattr(config, key) and (value := getattr(config, key)) not in allowed:
-                choices = ", ".join(map(repr, allowed)) if isinstance(allowed, Iterable) else allowed
-                raise UnsupportedConfig(
-                    f"{where}: {key} = {value!r} is not reproduced by the {self.model_type} family (only {choices})"
-                )
+        for key, value, allowed in self.unlike(config, task):
+            choices = ", ".join(map(repr, allowed)) if isinstance(allowed, Iterable) else allowed
+            raise UnsupportedConfig(
+                f"{where}: {key} = {value!r} is not reproduced by the {self.model_type} family (only {choices})"
+            )
+        for part, its_task in self.parts.items():
+            self.check_part(part, its_task, getattr(config, part), where)
+        if self.parts:
+            return
         if config.hidden_size % config.num_attention_heads:
             size, heads = (config.attribute_map.get(key, key) for key in ("hidden_size", "num_attention_heads"))
             raise UnsupportedConfig(
@@ -123,6 +136,28 @@ class Family:
                 f"pad_token_id = {config.pad_token_id}"
             )
 
+    def unlike(self, config: Any, task: str) -> Iterator[tuple[str, Any, Container[Any]]]:
+        """The keys of the config with other values than the task reproduces, and which those are."""
+        for key, values in {**self.config, **self.tasks[task].CONFIG}.items():
+            allowed = reproduced(values, config)
+            if hasattr(config, key) and (value := getattr(config, key)) not in allowed:
+                yield key, value, allowed
+
+    def check_kind(self, part: Part, model_type: str, where: str) -> None:
+        """UnsupportedConfig when no family has the part's task for this model_type."""
+        task = self.parts[part]
+        if model_type not in FAMILIES or task not in family(model_type).tasks:
+            raise UnsupportedConfig(
+                f"{where}: {part}.model_type = {model_type!r} is not reproduced: no family has {task} for it"
+            )
+
+    @staticmethod
+    def check_part(part: Part, task: str, config: Any, where: str) -> None:
+        """A part of a pair is checked by its own family, in the task that it has there."""
+        family(config.model_type).check(config, task, f"{where}: {part}")
+        if part == "decoder" and not config.add_cross_attention:
+            raise UnsupportedConfig(f"{where}: decoder: add_cross_attention = False: it would not see the encoder")
+
     def is_head(self, tensor: str) -> bool:
         """Whether a tensor of this name (without the base model's prefix) serves other tasks only."""
         return any(re.fullmatch(head, tensor) for head in self.heads)
@@ -141,6 +176,8 @@ class Family:
             if module.ORIGINAL in (architectures or ()):
                 return task if there[task] else FEATURES
         found = [task for task in self.tasks if there[task] and task != FEATURES]
+        if len(found) > 1:  # one head may serve two tasks, of an encoder and of a decoder
+            found = [task for task in found if not any(self.unlike(config, task))] or found
         if not architectures and len(found) < 2:
             return found[0] if found else FEATURES
         raise UnknownTask(
@@ -148,9 +185,13 @@ class Family:
             f"{self.model_type} family; say `task:` in the manifest, one of {', '.join(found) or known}"
         )
 
+    def rows(self, task: str, config: Any) -> Collection[str]:
+        """The checkpoint's side of the task's weight table; nothing where the family has no such task."""
+        return self.tasks[task].weights(config).values() if task in self.tasks else ()
+
     def has_head(self, task: str, config: Any, stored: Collection[str]) -> bool:
         """Whether there is a tensor for what the task has besides the encoder."""
-        head, encoder = (set(self.tasks[each].weights(config).values()) for each in (task, FEATURES))
+        head, encoder = (set(self.rows(each, config)) for each in (task, FEATURES))
         head -= encoder
         return not head or any(name.rpartition(".")[0] in head for name in stored)
 
@@ -189,4 +230,4 @@ def family(model_type: str) -> Family:
             f"To add it: hft2ane/families/{file} and a row in tests/families/{file} (CONTRIBUTING.md, Add a family)"
         )
     module = importlib.import_module(f"{__name__}.{file.removesuffix('.py')}")
-    return Family(model_type, module.TASKS, module.CONFIG, module.HEADS)
+    return Family(model_type, module.TASKS, module.CONFIG, module.HEADS, getattr(module, "PARTS", {}))

@@ -15,21 +15,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hft2ane.ane import ACTIVATIONS, Activation, ChannelNorm, Decoder, Linear, to_tokens
-from hft2ane.families import SIZE, Allowed
+from hft2ane.ane import ACTIVATIONS, Activation, ChannelNorm, Decoder, Linear, additive_mask, to_channels, to_tokens
+from hft2ane.families import SIZE, STATES, STATES_MASK, Allowed
+from hft2ane.records import Part
 
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
+
+
+# Keys that transformers' cache of keys and values asks any config for, with which a text may be written otherwise.
+CACHED = (
+    "attention_chunk_size",
+    "decoder",
+    "generator",
+    "head_dim",
+    "kv_sharing_modes",
+    "layer_types",
+    "mtp_layer_types",
+    "rope_parameters",
+    "sliding_window",
+    "text_config",
+    "text_encoder",
+)
 
 
 class Encoder(nn.Module):
     """What a family's encoder is made from. `absent`: parts that the checkpoint has no weights for.
 
     A family's own class makes the network, sets `inputs`, and has `encode`: tensors in the order of `inputs`, (B, S)
-    each, -> the last hidden state, (B, C, 1, S)."""
+    each, -> the last hidden state, (B, C, 1, S). That of a decoder takes `memory` too, see `Causal`."""
 
     ORIGINAL: ClassVar[str]
     WEIGHTS: ClassVar[Mapping[str, str]]
-    UNWANTED: ClassVar[tuple[str, ...]] = ()
+    UNWANTED: tuple[str, ...] = ()
     OPTIONAL: ClassVar[tuple[str, ...]] = ()
     CONFIG: ClassVar[Mapping[str, Allowed]] = {}
     OUTPUTS: tuple[str, ...]
@@ -43,6 +60,11 @@ class Encoder(nn.Module):
     def limit(config: Any) -> int:
         """The most tokens that the network takes."""
         return int(config.max_position_embeddings)
+
+    @staticmethod
+    def first_position(config: Any) -> int:
+        """The row of the position table that the first token has: not 0 where the padding's id is not counted."""
+        return 0
 
     @staticmethod
     def width(config: Any) -> int:
@@ -72,6 +94,10 @@ class Encoder(nn.Module):
     def weights(cls, config: Any) -> Mapping[str, str]:
         """The rows of WEIGHTS for a network of this config."""
         return cls.WEIGHTS
+
+    @property
+    def parts(self) -> Mapping[Part, Any]:
+        return {"": self}
 
 
 class FeatureExtractor(Encoder):
@@ -166,8 +192,10 @@ class MaskedLM(Encoder):
         self.decoder = Decoder(width, config.vocab_size, self.has_bias(config, "decoder"))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        x = self.transform_norm(self.act(self.transform(self.encode(*inputs))))
-        return (self.decoder(x),)
+        return self.score(self.encode(*inputs))
+
+    def score(self, x: Tensor) -> tuple[Tensor, ...]:
+        return (self.decoder(self.transform_norm(self.act(self.transform(x)))),)
 
 
 class GeluMaskedLM(MaskedLM):
@@ -176,6 +204,43 @@ class GeluMaskedLM(MaskedLM):
     @staticmethod
     def activation(config: Any) -> Activation:
         return F.gelu
+
+
+class Causal(Encoder):
+    """A language model that writes on, each token looking at those before it: mixed in before a masked one's head.
+
+    With `add_cross_attention` it also looks at the states of an encoder, which are inputs like any other, of `memory`
+    channels. Token types are zero. Keys and values are computed anew for all tokens in every call."""
+
+    CONFIG = {
+        "is_decoder": (True,),
+        "is_causal": (True,),
+        "add_cross_attention": (False, True),
+        "cross_attention_hidden_size": (None,),
+        **dict.fromkeys(CACHED, (None,)),
+    }
+    score: Callable[[Tensor], tuple[Tensor, ...]]
+
+    def __init__(self, config: Any, absent: Collection[str] = ()) -> None:
+        super().__init__(config, absent)
+        self.memory = int(config.hidden_size)
+        self.adapter: Linear | None = None
+        self.inputs = ("input_ids", "attention_mask")
+        if config.add_cross_attention:
+            self.inputs += (STATES, STATES_MASK)
+
+    def adapt(self, channels: int) -> None:
+        """For an encoder of another width: a linear layer, `adapter`, comes first."""
+        self.memory, self.adapter = channels, Linear(channels, self.memory)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """Ids and mask, (B, S); the encoder's states, (B, S', C'), and its mask, (B, S')."""
+        ids, mask, *encoder = inputs
+        memory: tuple[Tensor, ...] = ()
+        if encoder:
+            states = to_channels(encoder[0])
+            memory = (additive_mask(encoder[1]), self.adapter(states) if self.adapter else states)
+        return self.score(self.encode(ids, mask, memory=memory))
 
 
 class TokenClassifier(Encoder):

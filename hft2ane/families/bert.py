@@ -1,6 +1,6 @@
-"""BERT (Devlin et al. 2018), absolute positions, encoder only, with every head that transformers has for it."""
+"""BERT (Devlin et al. 2018), absolute positions, as an encoder and as a decoder, with every head of transformers'."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from hft2ane.ane import (
     Embedding,
     Linear,
     additive_mask,
+    causal_mask,
     to_channels,
     token_types,
 )
@@ -32,6 +33,7 @@ CONFIG = {
     "position_embedding_type": ("absolute", None),
     "pruned_heads": ({}, None),
     "is_causal": (False, None),
+    # But for the tasks of a decoder.
     "is_decoder": (False,),
     "add_cross_attention": (False,),
 }
@@ -53,6 +55,13 @@ BLOCKS = {
     "blocks.{i}.down": "encoder.layer.{i}.output.dense",
     "blocks.{i}.norm2": "encoder.layer.{i}.output.LayerNorm",
 }
+CROSS = {
+    "blocks.{i}.cross.q": "encoder.layer.{i}.crossattention.self.query",
+    "blocks.{i}.cross.k": "encoder.layer.{i}.crossattention.self.key",
+    "blocks.{i}.cross.v": "encoder.layer.{i}.crossattention.self.value",
+    "blocks.{i}.cross.out": "encoder.layer.{i}.crossattention.output.dense",
+    "blocks.{i}.norm_cross": "encoder.layer.{i}.crossattention.output.LayerNorm",
+}
 ENCODER = {**EMBEDDINGS, **BLOCKS}
 POOLER = {"pooler": "pooler.dense"}
 
@@ -67,13 +76,9 @@ class Encoder(_heads.Encoder):
         self.norm = ChannelNorm(width, config.layer_norm_eps)
         self.project = None if width == channels else Linear(width, channels)
         self.blocks = self.stack(config)
+        self.causal = getattr(config, "is_decoder", False)
         self.inputs = ("input_ids", "attention_mask", "token_type_ids")[: 3 if config.type_vocab_size > 1 else 2]
         self.first = self.first_position(config)
-
-    @staticmethod
-    def first_position(config: Any) -> int:
-        """The row of the position table that the first token has."""
-        return 0
 
     def stack(self, config: Any) -> Iterable[nn.Module]:
         """The layers in the order of their use."""
@@ -81,15 +86,26 @@ class Encoder(_heads.Encoder):
 
     @staticmethod
     def block(config: Any) -> Block:
-        attend = Attention(config.hidden_size, config.num_attention_heads)
-        return Block(attend, config.hidden_size, config.intermediate_size, config.hidden_act, config.layer_norm_eps)
+        channels, heads = config.hidden_size, config.num_attention_heads
+        cross = Attention(channels, heads) if getattr(config, "add_cross_attention", False) else None
+        attend = Attention(channels, heads)
+        return Block(attend, channels, config.intermediate_size, config.hidden_act, config.layer_norm_eps, cross)
 
-    def encode(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+    def encode(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        token_type_ids: Tensor | None = None,
+        memory: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """`memory`: what the cross-attention of a decoder takes, a mask and states (B, C, 1, S)."""
         x: Tensor = self.norm(to_channels(self.embed(input_ids, token_type_ids)))
         x = x if self.project is None else self.project(x)
         mask = additive_mask(attention_mask)
+        if self.causal:
+            mask = mask + causal_mask(input_ids.shape[1])
         for block in self.blocks:
-            x = block(x, mask)
+            x = block(x, mask, memory=memory)
         return x
 
     def embed(self, input_ids: Tensor, token_type_ids: Tensor | None) -> Tensor:
@@ -113,6 +129,11 @@ class MaskedLM(_heads.MaskedLM, Encoder):
         "decoder": "cls.predictions.decoder",
     }
     UNWANTED = (r"cls\.predictions\.bias",)  # the same values as cls.predictions.decoder.bias
+
+
+class CausalLM(_heads.Causal, MaskedLM):
+    ORIGINAL = "BertLMHeadModel"
+    WEIGHTS = {**MaskedLM.WEIGHTS, **CROSS}
 
 
 class SequenceClassifier(_heads.SequenceClassifier, Encoder):
@@ -143,6 +164,7 @@ class QuestionAnswerer(_heads.QuestionAnswerer, Encoder):
 TASKS = {
     "feature-extraction": FeatureExtractor,
     "fill-mask": MaskedLM,
+    "text-generation": CausalLM,
     "text-classification": SequenceClassifier,
     "token-classification": TokenClassifier,
     "question-answering": QuestionAnswerer,

@@ -38,6 +38,11 @@ class MaskedLM(_heads.GeluMaskedLM, Encoder):
     }
 
 
+class CausalLM(_heads.Causal, MaskedLM):
+    ORIGINAL = "ElectraForCausalLM"
+    WEIGHTS = {**MaskedLM.WEIGHTS, **bert.CROSS}
+
+
 class ReplacedTokenDetector(_heads.ReplacedTokenDetector, Encoder):
     ORIGINAL = "ElectraForPreTraining"
     WEIGHTS = {
@@ -84,6 +89,7 @@ class QuestionAnswerer(_heads.QuestionAnswerer, Encoder):
 TASKS = {
     "feature-extraction": FeatureExtractor,
     "fill-mask": MaskedLM,
+    "text-generation": CausalLM,
     "text-classification": SequenceClassifier,
     "token-classification": TokenClassifier,
     "question-answering": QuestionAnswerer,

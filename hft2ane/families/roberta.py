@@ -37,6 +37,11 @@ class MaskedLM(_heads.GeluMaskedLM, Encoder):
     UNWANTED = (r"lm_head\.bias",)  # the same values as lm_head.decoder.bias
 
 
+class CausalLM(_heads.Causal, MaskedLM):
+    ORIGINAL = "RobertaForCausalLM"
+    WEIGHTS = {**MaskedLM.WEIGHTS, **bert.CROSS}
+
+
 class SequenceClassifier(_heads.SequenceClassifier, Encoder):
     ORIGINAL = "RobertaForSequenceClassification"
     WEIGHTS = {**ENCODER, **CLASSIFIER}
@@ -60,6 +65,7 @@ class QuestionAnswerer(_heads.QuestionAnswerer, Encoder):
 TASKS = {
     "feature-extraction": FeatureExtractor,
     "fill-mask": MaskedLM,
+    "text-generation": CausalLM,
     "text-classification": SequenceClassifier,
     "token-classification": TokenClassifier,
     "question-answering": QuestionAnswerer,

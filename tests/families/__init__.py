@@ -18,6 +18,7 @@ class Row:
     variants: Mapping[str, Config]  # configurations that every task is tried with
     refused: tuple[tuple[str, Any], ...]
     labels: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)  # more of them, by task
+    needs: Mapping[str, Config] = field(default_factory=dict)  # what a task asks for in a config, against the defaults
     shaping: frozenset[str] = frozenset()  # keys that any value is reproduced of, or that another part answers for
     irrelevant: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> a value that changes nothing, why
     drawn: Config = field(default_factory=dict)  # key -> a strategy, where CONFIG does not say which small values fit
@@ -46,7 +47,21 @@ LABELS: Mapping[str, tuple[Config, ...]] = {
     "multiple-choice": ({"num_labels": 5},),
     "next-sentence-prediction": ({"num_labels": 5},),
 }
-SHAPING = frozenset({"architectures", "model_type", "id2label", "label2id", "tie_word_embeddings", "pad_token_id"})
+DECODER: Mapping[str, tuple[Config, ...]] = {"text-generation": ({"add_cross_attention": True},)}
+NEEDS: Mapping[str, Config] = {"text-generation": {"is_decoder": True}}
+REFUSED_DECODER: tuple[tuple[str, str, Any], ...] = (
+    ("text-generation", "is_decoder", False),
+    ("text-generation", "is_causal", False),
+    ("text-generation", "cross_attention_hidden_size", 12),
+    ("text-generation", "sliding_window", 4),
+    ("text-generation", "attention_chunk_size", 4),
+)
+SHAPING = frozenset(
+    {
+        *("architectures", "model_type", "id2label", "label2id", "tie_word_embeddings", "pad_token_id"),
+        "quantization_config",  # `reference` refuses it
+    }
+)
 # Of every config of transformers.
 IRRELEVANT: Mapping[str, tuple[Any, str]] = {
     "bos_token_id": (7, "text generation"),

@@ -1,4 +1,16 @@
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import (
+    ACTIVATIONS,
+    DECODER,
+    IRRELEVANT,
+    LABELS,
+    NEEDS,
+    REFUSED,
+    REFUSED_DECODER,
+    REFUSED_SIZES,
+    SHAPING,
+    TINY,
+    Row,
+)
 
 ROW = Row(
     tiny=TINY,
@@ -13,7 +25,9 @@ ROW = Row(
         "untied": {"tie_word_embeddings": False},
         **ACTIVATIONS,
     },
-    labels=LABELS,
+    labels={**LABELS, **DECODER},
+    needs=NEEDS,
+    refused_for=REFUSED_DECODER,
     shaping=SHAPING,
     irrelevant={
         **IRRELEVANT,

@@ -1,4 +1,16 @@
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import (
+    ACTIVATIONS,
+    DECODER,
+    IRRELEVANT,
+    LABELS,
+    NEEDS,
+    REFUSED,
+    REFUSED_DECODER,
+    REFUSED_SIZES,
+    SHAPING,
+    TINY,
+    Row,
+)
 
 ROW = Row(
     tiny={**TINY, "embedding_size": 10},
@@ -17,8 +29,10 @@ ROW = Row(
     },
     labels={
         **LABELS,
+        **DECODER,
         "multiple-choice": (*LABELS["multiple-choice"], *({"summary_activation": name} for name in ("tanh", "relu"))),
     },
+    needs=NEEDS,
     shaping=SHAPING,
     irrelevant={
         **IRRELEVANT,
@@ -40,6 +54,7 @@ ROW = Row(
         ("type_vocab_size", 0),
     ),
     refused_for=(
+        *REFUSED_DECODER,
         ("multiple-choice", "summary_type", "last"),
         ("multiple-choice", "summary_type", "mean"),
         ("multiple-choice", "summary_type", "cls_index"),
