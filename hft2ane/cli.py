@@ -397,12 +397,13 @@ def build(options: argparse.Namespace) -> int:
 
 
 def steps(folder: Path, progress: Progress) -> None:
-    """Export, verify and card, as shares of one whole."""
+    """Export, verify and card, as shares of one whole. What is only to be measured again is there already."""
     from hft2ane import card, export, verify
 
-    export.export(folder, lambda what, share: progress(what, 0.3 * share))
+    if records.read(folder / "job.json", Job).action != "verify":
+        export.export(folder, lambda what, share: progress(what, 0.3 * share))
     verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
-    card.write(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+    card.make(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
 
 
 def tell_json(what: str, share: float) -> None:

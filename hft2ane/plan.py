@@ -11,7 +11,7 @@ from hft2ane.errors import Hft2aneError, LicenseError, SourceError
 from hft2ane.hub import Redo
 from hft2ane.records import Action, Conversion, Gates, Job, RemoteFile, Upstream, Wanted
 
-ORDER: tuple[Action, ...] = ("create", "convert", "card", "blocked", "skip")
+ORDER: tuple[Action, ...] = ("create", "convert", "verify", "card", "held", "blocked", "orphan", "skip")
 
 
 def plan(
@@ -82,8 +82,12 @@ def _decide(
         return "create", "nothing is published yet"
     if isinstance(released, Redo):
         return "convert", " ".join(released.why.split())
-    if why := [*_outdated(one, files, released, now), *_unmeasured(released, now), *_below(one.gates, released)]:
-        return "convert", "; ".join(why)
+    outdated, unmeasured = (
+        list(_outdated(one, files, released, now)),
+        [*_unmeasured(released, now), *_below(one.gates, released)],
+    )
+    if outdated or unmeasured:
+        return "convert" if outdated else "verify", "; ".join(outdated + unmeasured)
     if why := list(_misdescribed(found, files, released, now)):
         return "card", "; ".join(why)
     commit = released.source.commit[:12]

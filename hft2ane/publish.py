@@ -135,7 +135,7 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
 def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
     """PublishError: the release is not what job.json asks for, or shows another report than the one that was judged."""
     source = conversion.source
-    commit = source.commit if job.action == "card" else job.commit or "local"  # of the packages, which stay
+    commit = source.commit if job.action in ("card", "verify") else job.commit or "local"  # of the packages, which stay
     same = {
         "the original's id": source.id == job.id,
         "its commit": source.commit == commit,

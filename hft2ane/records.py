@@ -43,7 +43,9 @@ FORMS: tuple[Form, ...] = get_args(Form)
 Mixed = Literal["mixed-6", "mixed-4"]  # each layer has a form of its own
 Variant = Literal[Form, Mixed]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
-Action = Literal["create", "convert", "card", "skip", "blocked"]
+# verify: measure again what is published · held: to be done, but not now · orphan: published, and wanted by nobody
+Action = Literal["create", "convert", "verify", "card", "held", "blocked", "orphan", "skip"]
+TO_DO: tuple[Action, ...] = ("create", "convert", "verify", "card")
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
 
@@ -168,7 +170,7 @@ class Job:
 
     @property
     def to_do(self) -> bool:
-        return self.action not in ("skip", "blocked")
+        return self.action in TO_DO
 
 
 @dataclass(frozen=True)

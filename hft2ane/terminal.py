@@ -29,7 +29,10 @@ if TYPE_CHECKING:  # they bring torch and numpy
 STYLES = {
     "create": "green",
     "convert": "green",
+    "verify": "cyan",
     "card": "cyan",
+    "held": "yellow",
+    "orphan": "yellow",
     "published": "green",
     "unchanged": "dim",
     "skip": "dim",

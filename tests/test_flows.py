@@ -118,6 +118,29 @@ def test_a_new_upstream_is_told_apart(world: World, first_night: Run, checkpoint
 
 
 @pytest.mark.slow
+def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp_path: Path) -> None:
+    """By a new protocol: the same packages, byte for byte, with a new report and card."""
+    before = world.local.files("ane/second-ane")
+    older = {"protocol": "hft2ane-psnr-0", "verify_key": "0" * 64}
+    record = json.dumps(json.loads(before["conversion.json"]) | older).encode()
+    for name, content in {**before, "conversion.json": record}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    world.hub.tag("ane/second-ane", "v2", world.local.add("ane/second-ane", tmp_path))
+    uploads = len(world.local.calls("info/lfs|xet-write-token"))
+    outcome = of(world.night(), "me/second")
+    assert (outcome.action, outcome.status, outcome.tag) == ("verify", "published", "v3")
+    assert outcome.why == "verification protocol changed: hft2ane-psnr-0 → hft2ane-psnr-2"
+    after = world.local.files("ane/second-ane")
+    packages = [name for name in after if ".mlpackage/" in name]
+    assert packages
+    assert {name: after[name] for name in packages} == {name: before[name] for name in packages}
+    assert after["conversion.json"] == before["conversion.json"]
+    assert len(world.local.calls("info/lfs|xet-write-token")) == uploads
+    assert of(world.night(), "me/second").action == "skip"
+
+
+@pytest.mark.slow
 def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> None:
     (world.folder / "work").rename(world.folder / "lost")
     assert of(world.night(), "me/second").status == "skip"

@@ -190,7 +190,7 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_changed_protocol() -> None:
     (job,) = plan([ONE], {ONE.id: UPSTREAM}, {ONE.repo: published()}, protocol="hft2ane-psnr-x")
-    assert (job.action, job.why) == ("convert", "verification protocol changed: hft2ane-psnr-2 → hft2ane-psnr-x")
+    assert (job.action, job.why) == ("verify", "verification protocol changed: hft2ane-psnr-2 → hft2ane-psnr-x")
     (again,) = plan(
         [ONE], {ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-x")}, protocol="hft2ane-psnr-x"
     )
@@ -201,7 +201,7 @@ def test_figures_of_another_backend() -> None:
     other = replace(published(), verify_key=keys.verify_key({"float16": f"digest of {ONE.id}"}, keys.PROTOCOL, "else"))
     job = single(released=other)
     assert (job.action, job.why) == (
-        "convert",
+        "verify",
         "the published figures are of other packages, or were taken by another backend",
     )
 
@@ -222,7 +222,7 @@ def test_what_cannot_stay_is_made_again() -> None:
 )
 def test_gates_above_what_is_published(gates: Gates, why: str | None) -> None:
     job = single(replace(ONE, gates=gates), released=published())
-    assert (job.action, job.why) == (("convert", why) if why else ("skip", job.why))
+    assert (job.action, job.why) == (("verify", why) if why else ("skip", job.why))
 
 
 def test_a_release_of_another_original() -> None:
@@ -372,7 +372,7 @@ def test_once_done_nothing_is_left(world: tuple[Any, Any, Any]) -> None:
     assert all(job.why for job in jobs)
     done = dict(published)
     for job in jobs:
-        if job.action in ("create", "convert", "card"):
+        if job.to_do:
             done[job.repo] = release(job, upstream[job.id])
     again = plan(wanted, upstream, done)
     blocked = {job.id for job in jobs if job.action == "blocked"}
