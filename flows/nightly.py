@@ -57,7 +57,7 @@ def nightly(manifests: list[str], organization: str | None, work: str, only: lis
     started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
     models = wanted([Path(path) for path in manifests], organization, only)
     paused = {model.id for model in models if model.paused}
-    jobs = survey(models, hub)
+    jobs = survey(models, hub, complete=not only)
     if any(job.to_do for job in jobs):
         hub.check_token()
     outcomes = tuple(do(job, folder, hub) for job in jobs)
@@ -71,7 +71,7 @@ def nightly(manifests: list[str], organization: str | None, work: str, only: lis
 
 def do(job: Job, work: Path, hub: Hub) -> Outcome:
     """One job from plan to Hub; a failure is an outcome."""
-    if job.action in ("skip", "blocked"):
+    if job.action in ("held", "blocked", "orphan", "skip"):
         return Outcome(job.id, job.repo, job.action, job.why, job.action)
     started, folder = time.monotonic(), work / job.repo.replace("/", "--")
     tell = watcher.get()

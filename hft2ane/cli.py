@@ -229,7 +229,8 @@ def plan(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
     from hft2ane.survey import begin, survey, wanted
 
-    jobs = survey(wanted(paths(options), options.organization, options.only), Hub())
+    models = wanted(paths(options), options.organization, options.only)
+    jobs = survey(models, Hub(), complete=not options.only)
     for job in jobs:
         if options.jobs and job.to_do:
             begin(options.jobs / job.repo.replace("/", "--"), job)

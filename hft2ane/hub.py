@@ -33,7 +33,7 @@ from hft2ane.errors import (
     PublishError,
     SourceError,
 )
-from hft2ane.records import SCHEMA, CardFields, Conversion, Progress, RemoteFile, Upstream, parse, silent
+from hft2ane.records import SCHEMA, CardFields, Cause, Conversion, Progress, RemoteFile, Upstream, parse, silent
 
 if TYPE_CHECKING:
     import httpx2
@@ -65,6 +65,15 @@ class Redo:
     """Something is published, but it cannot stay as it is; `why`, in one line."""
 
     why: str
+    cause: Cause = "request"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A repo as the list of an organisation's repos has it."""
+
+    commit: str
+    tags: tuple[str, ...]
 
 
 class Hub:
@@ -124,6 +133,24 @@ class Hub:
         """`conversion` of many repos at once, errors as values."""
         names = list(repos)
         return dict(zip(names, _together(self.conversion, names), strict=True))
+
+    def repos(self, organization: str) -> dict[str, Listed]:
+        """The model repos of an organisation at their heads, by name; private ones as far as the token may see them."""
+        found: dict[str, Listed] = {}
+        path = f"/api/models?author={quote(organization, safe='')}&expand[]=sha&expand[]=tags&limit=1000"
+        while path:
+            answer = self._get(path, f"list the repos of {organization}")
+            try:
+                found |= {each["id"]: Listed(each["sha"], tuple(each["tags"])) for each in json.loads(answer.content)}
+            except (ValueError, KeyError, TypeError) as err:
+                raise HubUnavailable(
+                    f"{self.host} lists the repos of {organization} in another form: try later"
+                ) from err
+            following = urlsplit(answer.links.get("next", {}).get("url", ""))
+            path = following.path.removeprefix(urlsplit(self.endpoint).path) + f"?{following.query}" * bool(
+                following.query
+            )
+        return found
 
     def download(
         self, id: str, commit: str, files: Sequence[RemoteFile], into: Path, progress: Progress = silent
@@ -470,10 +497,10 @@ def _record(content: bytes) -> Conversion | Redo:
         found = json.loads(content)
         schema = found.get("schema", SCHEMA) if isinstance(found, dict) else SCHEMA
         if schema != SCHEMA:
-            return Redo(f"the published record has schema {schema}, now it is {SCHEMA}")
+            return Redo(f"the published record has schema {schema}, now it is {SCHEMA}", "toolchain")
         return parse(content, Conversion, "conversion.json")
     except (BadInput, ValueError):
-        return Redo("the published record is not readable by this version")
+        return Redo("the published record is not readable by this version", "toolchain")
 
 
 def _checked(id: str) -> str:

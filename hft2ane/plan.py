@@ -3,35 +3,74 @@
 Pure: the caller asks the Hub and hands in the answers, errors among them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import cache, cached_property
 
 from hft2ane import keys, layout, licenses
 from hft2ane.errors import Hft2aneError, LicenseError, SourceError
 from hft2ane.hub import Redo
-from hft2ane.records import Action, Conversion, Gates, Job, RemoteFile, Upstream, Wanted
+from hft2ane.records import (
+    CAUSES,
+    TO_DO,
+    Action,
+    Cause,
+    Conversion,
+    Gates,
+    Job,
+    Recipe,
+    RemoteFile,
+    Upstream,
+    Wanted,
+)
 
-ORDER: tuple[Action, ...] = ("create", "convert", "verify", "card", "held", "blocked", "orphan", "skip")
+ORDER: tuple[Action, ...] = (*TO_DO, "held", "blocked", "orphan", "skip")
+Reason = tuple[Cause, str]
+
+ROWS = 30  # about so many rows has the protocol at each length
+BYTES = 4  # a parameter, as most originals store it
 
 
-def plan(
-    wanted: Sequence[Wanted],
-    upstream: Mapping[str, Upstream | Hft2aneError],
-    published: Mapping[str, Conversion | Redo | Hft2aneError | None],
-    protocol: str = keys.PROTOCOL,
-) -> list[Job]:
-    """One job for each wanted model: new ones first, what needs nothing last, then by id.
+@dataclass(frozen=True)
+class World:
+    """What is so when the plan is made. Errors are answers too.
 
-    `upstream` has an answer for each id, `published` for each repo (None: nothing is there); paused models need none.
+    `upstream` has an answer for each wanted id, `published` for each wanted repo (None: nothing is there); paused
+    models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids."""
+
+    upstream: Mapping[str, Upstream | Hft2aneError]
+    published: Mapping[str, Conversion | Redo | Hft2aneError | None]
+    unwanted: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL) -> list[Job]:
+    """One job for each wanted model, and one for each orphan: the most urgent first, what needs nothing last.
+
     `protocol`: how figures are taken now. ToolchainMismatch: hft2ane is not installed."""
     now = _Now(protocol)
     jobs = [
         _blocked(one, f"paused: {one.paused}")
         if one.paused is not None
-        else _compare(one, upstream[one.id], published[one.repo], now)
+        else _compare(one, world.upstream[one.id], world.published[one.repo], now)
         for one in wanted
     ]
-    return sorted(jobs, key=lambda job: (ORDER.index(job.action), job.id.lower()))
+    return sorted([*jobs, *map(_orphan, world.unwanted.items())], key=urgency)
+
+
+def urgency(job: Job) -> tuple[bool, int, int, str, str]:
+    """What jobs are sorted by."""
+    cause = CAUSES.index(job.cause) if job.to_do and job.cause else len(CAUSES)
+    return not job.to_do, cause, ORDER.index(job.action), job.id.lower(), job.repo
+
+
+def estimate(action: Action, files: Iterable[RemoteFile], recipe: Recipe) -> float:
+    """The 10^12 floating-point operations that measuring takes, which is most of a job: the original, the rewrite and
+    each variant, two operations a parameter and token. Parameters are counted by the size of the weights, so tables
+    of embeddings, which cost nothing, count too."""
+    if action not in ("create", "convert", "verify"):
+        return 0.0
+    parameters = sum(file.size for file in files if file.path.endswith(".safetensors")) / BYTES
+    passes = ROWS * (2 + len(recipe.variants))
+    return round(2 * parameters * sum(recipe.lengths) * passes / 1e12, 3)
 
 
 class _Now:
@@ -48,6 +87,12 @@ class _Now:
     @cached_property
     def presentation(self) -> str:
         return keys.presentation_digest()
+
+
+def _orphan(unwanted: tuple[str, str]) -> Job:
+    repo, id = unwanted
+    why = f"published from {id}, and no manifest wants it: add it to one, or take its card down with `hft2ane retire`"
+    return Job("orphan", why, id, repo)
 
 
 def _compare(
@@ -67,8 +112,11 @@ def _compare(
     if isinstance(released, Conversion) and released.source.id != one.id:
         made = f"what is published at {one.repo} was made from {released.source.id}"
         return _blocked(one, f"{made}: delete that repo, or name another with publish.name at {one.where}")
-    action, why = _decide(one, found, files, released, now)
-    return Job(action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license)
+    action, reasons = _decide(one, found, files, released, now)
+    cause = min((cause for cause, _ in reasons), key=CAUSES.index, default=None)
+    why = "; ".join(why for _, why in reasons) or _settled(found, released)
+    work = estimate(action, files, one.recipe)
+    return Job(action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license, cause, work)
 
 
 def _blocked(one: Wanted, why: str) -> Job:
@@ -77,65 +125,70 @@ def _blocked(one: Wanted, why: str) -> Job:
 
 def _decide(
     one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | Redo | None, now: _Now
-) -> tuple[Action, str]:
+) -> tuple[Action, list[Reason]]:
     if released is None:
-        return "create", "nothing is published yet"
+        return "create", [("request", "nothing is published yet")]
     if isinstance(released, Redo):
-        return "convert", " ".join(released.why.split())
-    outdated, unmeasured = (
-        list(_outdated(one, files, released, now)),
-        [*_unmeasured(released, now), *_below(one.gates, released)],
-    )
+        return "convert", [(released.cause, " ".join(released.why.split()))]
+    outdated = list(_outdated(one, files, released, now))
+    unmeasured = [*_unmeasured(released, now), *_below(one.gates, released)]
     if outdated or unmeasured:
-        return "convert" if outdated else "verify", "; ".join(outdated + unmeasured)
-    if why := list(_misdescribed(found, files, released, now)):
-        return "card", "; ".join(why)
+        return "convert" if outdated else "verify", outdated + unmeasured
+    misdescribed = list(_misdescribed(found, files, released, now))
+    return "card" if misdescribed else "skip", misdescribed
+
+
+def _settled(found: Upstream, released: Conversion | Redo | None) -> str:
+    assert isinstance(released, Conversion)
     commit = released.source.commit[:12]
     if found.commit == released.source.commit:
-        return "skip", f"nothing has changed since commit {commit}"
-    return "skip", f"what has changed since commit {commit} is not part of the release"
+        return f"nothing has changed since commit {commit}"
+    return f"what has changed since commit {commit} is not part of the release"
 
 
-def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[str]:
+def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[Reason]:
     """Why the packages would not be the same today."""
     family, code = released.family, now.code(released.family)
     if keys.convert_key(files, one.recipe, family, code=code, versions=now.versions) == released.convert_key:
         return
     old = released.source.files
-    yield from _changed_files(layout.shaping(old), layout.shaping(files))
-    yield from _changes(asdict(released.recipe), asdict(one.recipe))
-    yield from _changes(released.toolchain, now.versions)
+    for why in _changed_files(layout.shaping(old), layout.shaping(files)):
+        yield "upstream", why
+    for why in _changes(asdict(released.recipe), asdict(one.recipe)):
+        yield "request", why
+    for why in _changes(released.toolchain, now.versions):
+        yield "toolchain", why
     if keys.convert_key(old, released.recipe, family, code=code, versions=released.toolchain) != released.convert_key:
-        yield "the code that shapes the packages has changed"
+        yield "toolchain", "the code that shapes the packages has changed"
 
 
-def _unmeasured(released: Conversion, now: _Now) -> Iterator[str]:
+def _unmeasured(released: Conversion, now: _Now) -> Iterator[Reason]:
     """Why the published figures are not those that would be taken today."""
     if released.protocol != now.protocol:
-        yield f"verification protocol changed: {released.protocol} → {now.protocol}"
+        yield "verify", f"verification protocol changed: {released.protocol} → {now.protocol}"
         return
     packages: dict[str, str] = {package.variant: package.digest for package in released.packages}
     if keys.verify_key(packages, now.protocol, keys.BACKEND) != released.verify_key:
-        yield "the published figures are of other packages, or were taken by another backend"
+        yield "verify", "the published figures are of other packages, or were taken by another backend"
 
 
-def _below(gates: Gates, released: Conversion) -> Iterator[str]:
+def _below(gates: Gates, released: Conversion) -> Iterator[Reason]:
     """Which published figures would not pass the gates as they are now."""
     for what, figure in released.psnr.items():
         gate = gates.of(what)
         if figure < gate:
-            yield f"{what}: published {figure:.1f} dB, the gate is now {gate:g}"
+            yield "verify", f"{what}: published {figure:.1f} dB, the gate is now {gate:g}"
 
 
-def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[str]:
+def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[Reason]:
     """Why the card, or the licence files with it, would not be the same today."""
     old, new = layout.legal(released.source.files), layout.legal(files)
     if keys.card_key(found.card, new, released.verify_key, now.presentation) == released.card_key:
         return
-    yield from _changes(asdict(released.source.card), asdict(found.card))
-    yield from _changed_files(old, new)
+    for why in (*_changes(asdict(released.source.card), asdict(found.card)), *_changed_files(old, new)):
+        yield "upstream", why
     if keys.card_key(released.source.card, old, released.verify_key, now.presentation) != released.card_key:
-        yield "the card's template has changed"
+        yield "toolchain", "the card's template has changed"
 
 
 def _changed_files(old: Iterable[RemoteFile], new: Iterable[RemoteFile]) -> Iterator[str]:

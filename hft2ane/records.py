@@ -46,6 +46,10 @@ VARIANTS: tuple[Variant, ...] = get_args(Variant)
 # verify: measure again what is published · held: to be done, but not now · orphan: published, and wanted by nobody
 Action = Literal["create", "convert", "verify", "card", "held", "blocked", "orphan", "skip"]
 TO_DO: tuple[Action, ...] = ("create", "convert", "verify", "card")
+# Why something is to be done, the most urgent first: a manifest asks for it, the original has changed, the figures are
+# to be taken again, our own code or tools have changed.
+Cause = Literal["request", "upstream", "verify", "toolchain"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
 
@@ -154,7 +158,9 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Job:
-    """job.json: one line of the plan. `files` are the upstream files that the job consumes."""
+    """job.json: one line of the plan. `files` are the upstream files that the job consumes.
+
+    `cause`: its priority; None where nothing is to be done. `work`: estimated 10^12 floating-point operations."""
 
     __pydantic_config__ = STRICT
     action: Action
@@ -166,6 +172,8 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     gates: Gates = field(default_factory=Gates)
     license: str | None = None
+    cause: Cause | None = None
+    work: float = 0.0
     schema: Literal[1] = SCHEMA
 
     @property
@@ -561,7 +569,7 @@ class Outcome:
     repo: str
     action: Action
     why: str
-    status: Literal["published", "unchanged", "failed", "skip", "blocked"]
+    status: Literal["published", "unchanged", "failed", "held", "blocked", "orphan", "skip"]
     error: str | None = None
     task: str | None = None
     rewrite: float | None = None

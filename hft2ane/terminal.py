@@ -134,10 +134,17 @@ def styled(word: str) -> str:
 
 
 def show_plan(jobs: Sequence[Job]) -> None:
-    made = table(None, "", "model", "to", "why")
+    """`TFLOP`: estimated 10^12 floating-point operations."""
+    made = table(None, "", "model", "to", "cause", "TFLOP", "why", right=("TFLOP",))
     for job in jobs:
-        made.add_row(styled(job.action), escape(job.id), escape(job.repo), escape(job.why))
+        work = number(job.work or None, 1 if job.work >= 1 else 3)
+        row = (styled(job.action), escape(job.id), escape(job.repo), job.cause or "", work, escape(job.why))
+        made.add_row(*row)
     screen().print(made if jobs else "No manifest names a model.")
+    if whole := sum(job.work for job in jobs if job.to_do):
+        screen().print(
+            f"{whole:.1f} TFLOP to do: 10^12 floating-point operations, estimated from the sizes of the files"
+        )
 
 
 def show_run(run: Run, title: str) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hft2ane import keys, layout
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound
 from hft2ane.hub import Redo
-from hft2ane.plan import ORDER, plan
+from hft2ane.plan import World, estimate, plan, urgency
 from hft2ane.records import (
     CardFields,
     Conversion,
@@ -76,7 +76,7 @@ def single(
     found: Upstream | Hft2aneError = UPSTREAM,
     released: Conversion | Redo | Hft2aneError | None = None,
 ) -> Job:
-    (job,) = plan([one], {one.id: found}, {one.repo: released})
+    (job,) = plan([one], World({one.id: found}, {one.repo: released}))
     assert "\n" not in job.why
     assert (job.id, job.repo, job.recipe, job.gates) == (one.id, one.repo, one.recipe, one.gates)
     return job
@@ -180,7 +180,9 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
     monkeypatch.setattr(keys, "code_digest", lambda family: "new")
     found = edited(RemoteFile("config.json", 10, "9" * 40, False), card=CardFields("mit"))
-    (job,) = plan([replace(ONE, recipe=Recipe(lengths=(8,)))], {ONE.id: found}, {ONE.repo: before}, protocol="next")
+    (job,) = plan(
+        [replace(ONE, recipe=Recipe(lengths=(8,)))], World({ONE.id: found}, {ONE.repo: before}), protocol="next"
+    )
     assert job.action == "convert"
     assert job.why == (
         "changed: config.json; lengths 128 → 8; torch 2.13.0 → 2.14.0; the code that shapes the packages has changed; "
@@ -189,10 +191,12 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_changed_protocol() -> None:
-    (job,) = plan([ONE], {ONE.id: UPSTREAM}, {ONE.repo: published()}, protocol="hft2ane-psnr-x")
+    (job,) = plan([ONE], World({ONE.id: UPSTREAM}, {ONE.repo: published()}), protocol="hft2ane-psnr-x")
     assert (job.action, job.why) == ("verify", "verification protocol changed: hft2ane-psnr-2 → hft2ane-psnr-x")
     (again,) = plan(
-        [ONE], {ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-x")}, protocol="hft2ane-psnr-x"
+        [ONE],
+        World({ONE.id: UPSTREAM}, {ONE.repo: release(job, UPSTREAM, "hft2ane-psnr-x")}),
+        protocol="hft2ane-psnr-x",
     )
     assert again.action == "skip"
 
@@ -260,8 +264,59 @@ def test_card_template(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (single(released=before).action, single(released=before).why) == ("card", "the card's template has changed")
 
 
+def test_the_most_urgent_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """New by a manifest, changed by its author, to be measured again, made with older tools; then what is not done."""
+    names = ("tools", "figures", "author", "new", "gone", "done")
+    wanted = [replace(ONE, id=f"owner/{name}", repo=f"org/{name}") for name in names]
+    upstream: dict[str, Upstream | Hft2aneError] = {one.id: replace(UPSTREAM, id=one.id) for one in wanted}
+    released: dict[str, Conversion | Redo | Hft2aneError | None] = {
+        job.repo: release(job, UPSTREAM)
+        for job in plan(wanted, World(upstream, dict.fromkeys((one.repo for one in wanted), None)))
+    }
+    old = {**VERSIONS, "torch": "2.12.0"}
+    made, family = released["org/tools"], "bert"
+    assert isinstance(made, Conversion)
+    key = keys.convert_key(made.source.files, made.recipe, family, versions=old)
+    released["org/tools"] = replace(made, toolchain=old, convert_key=key)
+    made = released["org/figures"]
+    assert isinstance(made, Conversion)
+    released["org/figures"] = replace(made, protocol="older")
+    released["org/new"] = None
+    upstream["owner/author"] = replace(edited(RemoteFile("vocab.txt", 1, "9" * 40, False)), id="owner/author")
+    upstream["owner/gone"] = ModelNotFound("not found")
+    jobs = plan(wanted, World(upstream, released, {"org/left-ane": "owner/left"}))
+    assert [(job.id.partition("/")[2], job.action, job.cause) for job in jobs] == [
+        ("new", "create", "request"),
+        ("author", "convert", "upstream"),
+        ("figures", "verify", "verify"),
+        ("tools", "convert", "toolchain"),
+        ("gone", "blocked", None),
+        ("left", "orphan", None),
+        ("done", "skip", None),
+    ]
+    assert "no manifest wants it" in jobs[-2].why
+
+
+def test_one_reason_of_several_decides_how_urgent_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = published()
+    monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
+    assert single(released=before).cause == "toolchain"
+    assert single(found=edited(RemoteFile("config.json", 1, "9" * 40, False)), released=before).cause == "upstream"
+    assert single(replace(ONE, recipe=Recipe(lengths=(8,))), released=before).cause == "request"
+
+
+def test_work_is_counted_in_tera_operations() -> None:
+    """90 MB of fp32 weights, at 128 tokens: 2 × 22.5 million × 128 × 30 rows × (original, rewrite, package)."""
+    weights = RemoteFile("model.safetensors", 90_000_000, "b" * 64, True)
+    assert estimate("create", [weights, FILES[0]], Recipe()) == pytest.approx(0.518, abs=0.001)
+    assert estimate("verify", [weights], Recipe(lengths=(128, 256))) == pytest.approx(3 * 0.518, abs=0.003)
+    assert estimate("convert", [weights], Recipe(variants=("float16", "int8"))) == pytest.approx(0.691, abs=0.001)
+    assert estimate("card", [weights], Recipe()) == 0
+    assert single(found=edited(weights)).work == 0.518
+
+
 def test_paused_asks_nothing() -> None:
-    (job,) = plan([replace(ONE, paused="waits for the author")], {}, {})
+    (job,) = plan([replace(ONE, paused="waits for the author")], World({}, {}))
     assert (job.action, job.why) == ("blocked", "paused: waits for the author")
 
 
@@ -296,7 +351,7 @@ def test_blocked_though_published() -> None:
 def test_without_an_answer_nothing_is_planned() -> None:
     """A caller that forgot to ask must not be told to create."""
     with pytest.raises(KeyError):
-        plan([ONE], {ONE.id: UPSTREAM}, {})
+        plan([ONE], World({ONE.id: UPSTREAM}, {}))
 
 
 OIDS = st.sampled_from(["1" * 40, "2" * 40])
@@ -346,10 +401,9 @@ def releases(draw: st.DrawFn, one: Wanted) -> Conversion:
 @given(worlds(), st.randoms())
 def test_order_does_not_matter(world: tuple[Any, Any, Any], random: Any) -> None:
     wanted, upstream, published = world
-    jobs = plan(wanted, upstream, published)
-    assert [job.id for job in sorted(jobs, key=lambda job: (ORDER.index(job.action), job.id))] == [
-        job.id for job in jobs
-    ]
+    unwanted = {"org/old-ane": "owner/old", "org/older-ane": "owner/old"}
+    jobs = plan(wanted, World(upstream, published, unwanted))
+    assert jobs == sorted(jobs, key=urgency)
 
     def shuffled(mapping: Mapping[str, Any]) -> dict[str, Any]:
         return {key: mapping[key] for key in random.sample(sorted(mapping), len(mapping))}
@@ -360,21 +414,22 @@ def test_order_does_not_matter(world: tuple[Any, Any, Any], random: Any) -> None
         else found
         for id, found in upstream.items()
     }
-    assert plan(random.sample(wanted, len(wanted)), shuffled(mixed), shuffled(published)) == jobs
+    other = World(shuffled(mixed), shuffled(published), shuffled(unwanted))
+    assert plan(random.sample(wanted, len(wanted)), other) == jobs
 
 
 @settings(deadline=None)
 @given(worlds())
 def test_once_done_nothing_is_left(world: tuple[Any, Any, Any]) -> None:
     wanted, upstream, published = world
-    jobs = plan(wanted, upstream, published)
+    jobs = plan(wanted, World(upstream, published))
     assert len(jobs) == len(wanted)
     assert all(job.why for job in jobs)
     done = dict(published)
     for job in jobs:
         if job.to_do:
             done[job.repo] = release(job, upstream[job.id])
-    again = plan(wanted, upstream, done)
+    again = plan(wanted, World(upstream, done))
     blocked = {job.id for job in jobs if job.action == "blocked"}
     assert {job.id for job in again if job.action == "blocked"} == blocked
     assert {job.id for job in again if job.action == "skip"} == {one.id for one in wanted} - blocked
