@@ -230,7 +230,10 @@ def plan(options: argparse.Namespace) -> int:
     from hft2ane.survey import begin, survey, wanted
 
     models = wanted(paths(options), options.organization, options.only)
-    jobs = survey(models, Hub(), complete=not options.only)
+    found = survey(models, Hub(), complete=not options.only)
+    jobs = found.jobs
+    for warning in found.warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
     for job in jobs:
         if options.jobs and job.to_do:
             begin(options.jobs / job.repo.replace("/", "--"), job)

@@ -235,6 +235,41 @@ class Hub:
 
         return self._once(f"commit to {repo}", send, PublishError)
 
+    def read_data(self, repo: str, path: str) -> tuple[str | None, bytes]:
+        """The head of a dataset repo, and a small file there, b"" where there is none; (None, b""): no such repo."""
+        try:
+            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
+            head = str(json.loads(answer.content)["sha"])
+        except ModelNotFound:
+            return None, b""
+        except (ValueError, LookupError, TypeError) as err:
+            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
+        try:
+            return head, self._get(f"/datasets/{repo}/resolve/{head}/{quote(path)}", f"read {repo}/{path}").content
+        except ModelNotFound:
+            return head, b""
+
+    def write_data(self, repo: str, path: str, content: bytes, *, parent: str | None, title: str) -> None:
+        """One commit on top of `parent`; None: the repo is made first, private. Like `commit`, sent once: call this
+        inside `retry`, in a function that reads first."""
+        if parent is None:
+            make = functools.partial(self._api().create_repo, repo, repo_type="dataset", private=True, exist_ok=True)
+            self._write(f"create {repo}", make)
+            parent, _ = self.read_data(repo, path)
+
+        def send() -> None:
+            from huggingface_hub import CommitOperationAdd
+
+            self._api().create_commit(
+                repo,
+                [CommitOperationAdd(path, content)],
+                repo_type="dataset",
+                commit_message=title,
+                parent_commit=parent,
+            )
+
+        self._once(f"commit to {repo}", send, PublishError)
+
     def retry(self, attempt: Callable[[], T]) -> T:
         """`attempt`, again after failures that may pass: 408, 409, 412, 429, 5xx, lost connections. HubUnavailable."""
         for wait in self.waits:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hft2ane import layout
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Recipe, RemoteFile, canonical
+from hft2ane.records import CardFields, Job, Recipe, RemoteFile, canonical
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
 PROTOCOL = "hft2ane-psnr-2"
@@ -66,6 +66,24 @@ def code_digest(family: str) -> str:
     """Digest of the source text that shapes the graph of this family (a model_type)."""
     families = _family_files(family.replace("-", "_"))
     return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
+
+
+def implementation_digest(family: str) -> str:
+    """Digest of all source text that a model of this family meets: everything but other families."""
+    other = {*(CODE / "families").glob("*.py")} - _family_files(family.replace("-", "_"))
+    return _digest_files({path for path in CODE.glob("**/*") if path.suffix in (".py", ".j2")} - other)
+
+
+def subject(job: Job, implementation: str, versions: Mapping[str, str]) -> str:
+    """What a try at this job is made of: if none of it has changed, the same will come of it."""
+    return _digest(
+        {
+            "entry": [asdict(job.recipe), asdict(job.gates), job.license],
+            "files": {file.path: file.oid for file in job.files},
+            "code": implementation,
+            "versions": dict(versions),
+        }
+    )
 
 
 def _family_files(name: str) -> set[Path]:

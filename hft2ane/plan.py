@@ -3,11 +3,13 @@
 Pure: the caller asks the Hub and hands in the answers, errors among them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cache, cached_property
 
 from hft2ane import keys, layout, licenses
-from hft2ane.errors import Hft2aneError, LicenseError, SourceError
+from hft2ane.attempts import DELETED, State, shown, waits
+from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
 from hft2ane.hub import Redo
 from hft2ane.records import (
     CAUSES,
@@ -35,25 +37,34 @@ class World:
     """What is so when the plan is made. Errors are answers too.
 
     `upstream` has an answer for each wanted id, `published` for each wanted repo (None: nothing is there); paused
-    models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids."""
+    models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids. `state`: what
+    earlier runs remember; `now`: the time, which only that is compared with."""
 
     upstream: Mapping[str, Upstream | Hft2aneError]
     published: Mapping[str, Conversion | Redo | Hft2aneError | None]
     unwanted: Mapping[str, str] = field(default_factory=dict)
+    state: State = field(default_factory=State)
+    now: datetime = datetime.max.replace(tzinfo=UTC)
 
 
 def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL) -> list[Job]:
     """One job for each wanted model, and one for each orphan: the most urgent first, what needs nothing last.
 
     `protocol`: how figures are taken now. ToolchainMismatch: hft2ane is not installed."""
-    now = _Now(protocol)
+    now = Now(protocol)
     jobs = [
         _blocked(one, f"paused: {one.paused}")
         if one.paused is not None
-        else _compare(one, world.upstream[one.id], world.published[one.repo], now)
+        else _patient(_compare(one, world, now), world, now)
         for one in wanted
     ]
     return sorted([*jobs, *map(_orphan, world.unwanted.items())], key=urgency)
+
+
+def subject(job: Job, family: str, now: "Now | None" = None) -> str:
+    """Digest of what a try at this job is made of; `family`: the model_type, as far as it is known."""
+    now = now or Now()
+    return keys.subject(job, now.implementation(family), now.versions)
 
 
 def urgency(job: Job) -> tuple[bool, int, int, str, str]:
@@ -73,12 +84,13 @@ def estimate(action: Action, files: Iterable[RemoteFile], recipe: Recipe) -> flo
     return round(2 * parameters * sum(recipe.lengths) * passes / 1e12, 3)
 
 
-class _Now:
+class Now:
     """What keys are made of today, each worked out once."""
 
-    def __init__(self, protocol: str) -> None:
+    def __init__(self, protocol: str = keys.PROTOCOL) -> None:
         self.protocol = protocol
         self.code = cache(keys.code_digest)
+        self.implementation = cache(keys.implementation_digest)
 
     @cached_property
     def versions(self) -> dict[str, str]:
@@ -95,9 +107,19 @@ def _orphan(unwanted: tuple[str, str]) -> Job:
     return Job("orphan", why, id, repo)
 
 
-def _compare(
-    one: Wanted, found: Upstream | Hft2aneError, released: Conversion | Redo | Hft2aneError | None, now: _Now
-) -> Job:
+def _patient(job: Job, world: World, now: Now) -> Job:
+    """Held when it has failed, and nothing has changed since, and it is not time yet."""
+    attempts = world.state.attempts.get(job.repo)
+    if not job.to_do or attempts is None or attempts.subject != subject(job, attempts.family, now):
+        return job
+    why = waits(attempts, world.now)
+    return job if why is None else replace(job, action="held", why=f"to {job.action} ({job.why}): {why}")
+
+
+def _compare(one: Wanted, world: World, now: Now) -> Job:
+    found, released = world.upstream[one.id], world.published[one.repo]
+    if isinstance(found, ModelNotFound) and released is not None:
+        return _gone(one, found, world)
     if isinstance(found, Hft2aneError):
         return _blocked(one, str(found))
     if found.id != one.id:
@@ -123,8 +145,21 @@ def _blocked(one: Wanted, why: str) -> Job:
     return Job("blocked", " ".join(why.split()), one.id, one.repo, recipe=one.recipe, gates=one.gates)
 
 
+def _gone(one: Wanted, err: ModelNotFound, world: World) -> Job:
+    """The original of a published model is not found: the Hub may stumble, so once is not enough."""
+    since = world.state.gone.get(one.repo)
+    if since is None or world.now - since < DELETED:
+        again = f"since {shown(since)}" if since else "for the first time"
+        why = (
+            f"the original is not found, {again}, and counts as deleted after {DELETED.total_seconds() / 3600:g} hours"
+        )
+        return replace(_blocked(one, f"{why}: {err}"), action="held")
+    choice = f"pause the entry at {one.where}, or take the card down with `hft2ane retire`"
+    return _blocked(one, f"the original is deleted or private, not found since {shown(since)}: {choice}; {err}")
+
+
 def _decide(
-    one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | Redo | None, now: _Now
+    one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | Redo | None, now: Now
 ) -> tuple[Action, list[Reason]]:
     if released is None:
         return "create", [("request", "nothing is published yet")]
@@ -146,7 +181,7 @@ def _settled(found: Upstream, released: Conversion | Redo | None) -> str:
     return f"what has changed since commit {commit} is not part of the release"
 
 
-def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[Reason]:
+def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, now: Now) -> Iterator[Reason]:
     """Why the packages would not be the same today."""
     family, code = released.family, now.code(released.family)
     if keys.convert_key(files, one.recipe, family, code=code, versions=now.versions) == released.convert_key:
@@ -162,7 +197,7 @@ def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, no
         yield "toolchain", "the code that shapes the packages has changed"
 
 
-def _unmeasured(released: Conversion, now: _Now) -> Iterator[Reason]:
+def _unmeasured(released: Conversion, now: Now) -> Iterator[Reason]:
     """Why the published figures are not those that would be taken today."""
     if released.protocol != now.protocol:
         yield "verify", f"verification protocol changed: {released.protocol} → {now.protocol}"
@@ -180,7 +215,7 @@ def _below(gates: Gates, released: Conversion) -> Iterator[Reason]:
             yield "verify", f"{what}: published {figure:.1f} dB, the gate is now {gate:g}"
 
 
-def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conversion, now: _Now) -> Iterator[Reason]:
+def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conversion, now: Now) -> Iterator[Reason]:
     """Why the card, or the licence files with it, would not be the same today."""
     old, new = layout.legal(released.source.files), layout.legal(files)
     if keys.card_key(found.card, new, released.verify_key, now.presentation) == released.card_key:

@@ -562,7 +562,8 @@ class Published:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one line of the plan. `error`: the one line that says why not. PSNR in dB, `size` in bytes."""
+    """What became of one line of the plan. `error`: the line that says why not, `kind`: its class. PSNR in dB, `size`
+    in bytes."""
 
     __pydantic_config__ = STRICT
     id: str
@@ -577,16 +578,19 @@ class Outcome:
     size: int | None = None
     tag: str | None = None
     seconds: float = 0.0
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """run.json: one night. `failed`: the models that somebody must look at."""
+    """run.json: one night. `failed`: models that fail or are blocked and were not in the run before, or for another
+    reason: somebody must look at them. `warnings`: what went wrong without harm."""
 
     __pydantic_config__ = STRICT
     outcomes: tuple[Outcome, ...]
     failed: tuple[str, ...]
     seconds: float
+    warnings: tuple[str, ...] = ()
     schema: Literal[1] = SCHEMA
 
 

@@ -1,16 +1,32 @@
 """The plan for the world as it is: read the manifests, ask the Hub, decide. What `plan` shows and the night does."""
 
+import contextlib
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
-from hft2ane import records
-from hft2ane.errors import BadInput, HubUnavailable, Unavailable
+from hft2ane import attempts, records, state
+from hft2ane.attempts import State
+from hft2ane.errors import BadInput, HubUnavailable, ModelNotFound, Unavailable
 from hft2ane.hub import Hub
 from hft2ane.manifest import read_manifests
-from hft2ane.plan import World, plan
-from hft2ane.records import Conversion, Job, Wanted
+from hft2ane.plan import Now, World, plan, subject
+from hft2ane.records import Conversion, Job, Outcome, Wanted
 
 MARK = "apple-neural-engine"  # a tag of every card of ours
+
+
+@dataclass(frozen=True)
+class Survey:
+    """A plan, and what it was made of. `complete`: of all models that the manifests want."""
+
+    jobs: list[Job]
+    world: World
+    models: Sequence[Wanted]
+    complete: bool
+    warnings: tuple[str, ...]
 
 
 def wanted(manifests: Sequence[Path], organization: str | None, only: Sequence[str] | None) -> list[Wanted]:
@@ -21,7 +37,7 @@ def wanted(manifests: Sequence[Path], organization: str | None, only: Sequence[s
     return [each for each in found if not only or each.id in only]
 
 
-def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> list[Job]:
+def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> Survey:
     """The plan. `complete`: these are all models that the manifests want, so what else is published is orphaned.
 
     HubUnavailable: no question about any model was answered."""
@@ -31,7 +47,10 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> list[Jo
     if active and len(silent) == len(upstream):
         raise HubUnavailable(str(silent[0]))
     published = hub.conversions(each.repo for each in active)
-    return plan(models, World(upstream, published, unwanted(models, hub) if complete else {}))
+    remembered, warnings = state.read(hub, owners(models))
+    others = unwanted(models, hub) if complete else {}
+    world = World(upstream, published, others, remembered, datetime.now(UTC))
+    return Survey(plan(models, world), world, models, complete, tuple(warnings))
 
 
 def unwanted(models: Sequence[Wanted], hub: Hub) -> dict[str, str]:
@@ -44,6 +63,47 @@ def unwanted(models: Sequence[Wanted], hub: Hub) -> dict[str, str]:
 
 def owners(models: Sequence[Wanted]) -> list[str]:
     return sorted({each.repo.partition("/")[0] for each in models})
+
+
+def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: datetime) -> State:
+    """What the next run should know of this one. `work` has the folders of its jobs."""
+    before, jobs, code = found.world.state, {job.repo: job for job in found.jobs}, Now()
+    kept = {repo for each in (before.attempts, before.blocked) for repo in each if repo in jobs or not found.complete}
+    failures = {repo: value for repo, value in before.attempts.items() if repo in kept}
+    blocked = {repo: why for repo, why in before.blocked.items() if repo in kept and repo not in jobs}
+    paused = {model.repo for model in found.models if model.paused}
+    for outcome in outcomes:
+        repo = outcome.repo
+        if outcome.status == "failed":
+            family = model_type(work / repo.replace("/", "--"))
+            tried, error = subject(jobs[repo], family, code), outcome.error or ""
+            failures[repo] = attempts.failed(failures.get(repo), tried, family, outcome.kind or "", error, now)
+        elif outcome.status == "blocked" and repo not in paused:
+            blocked[repo] = attempts.signature("blocked", outcome.why)
+        elif outcome.status in ("published", "unchanged", "skip"):
+            failures.pop(repo, None)
+    return State(failures, blocked, gone(found))
+
+
+def gone(found: Survey) -> dict[str, datetime]:
+    """Since when the originals of published models are not found."""
+    world, asked = found.world, {model.repo for model in found.models}
+    lost = {
+        model.repo: world.state.gone.get(model.repo, world.now)
+        for model in found.models
+        if isinstance(world.upstream.get(model.id), ModelNotFound) and world.published[model.repo] is not None
+    }
+    others = {repo: since for repo, since in world.state.gone.items() if repo not in asked and not found.complete}
+    return others | lost
+
+
+def model_type(folder: Path) -> str:
+    """Of the original in a job's folder; "" where none can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        config = json.loads((folder / "source" / "config.json").read_bytes())
+        if isinstance(config, dict) and isinstance(config.get("model_type"), str):
+            return str(config["model_type"])
+    return ""
 
 
 def begin(folder: Path, job: Job) -> None:

@@ -166,6 +166,8 @@ def show_run(run: Run, title: str) -> None:
             escape(f"{o.repo}@{o.tag}") if o.tag else "",
         )
     screen().print(made)
+    for warning in run.warnings:
+        screen().print(f"[yellow]{escape(warning)}[/]")
 
 
 def number(value: float | None, digits: int) -> str:

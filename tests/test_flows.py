@@ -90,8 +90,30 @@ def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) ->
     before = len(world.local.calls())
     again = world.night()
     assert {o.id for o in again.outcomes if o.status == "skip"} == {"me/first", "me/second"}
-    assert of(again, "me/gpt").status == "failed"
     assert not [call for call in world.local.calls()[before:] if call.startswith("POST")]
+
+
+@pytest.mark.slow
+def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, tmp_path: Path) -> None:
+    """The run fails when a model newly does; it is left alone for a while, and longer after the next failure."""
+    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    tried = state["attempts"]["ane/gpt-ane"]
+    assert (tried["family"], tried["equal"], tried["count"]) == ("gpt2", 1, 1.0)
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("held", ())
+    assert "model_type 'gpt2'" in of(again, "me/gpt").why
+
+    tried["last"] = "2026-01-01T00:00:00Z"  # time passes
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    world.local.add("datasets/ane/hft2ane-state", tmp_path)
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("failed", ())
+    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    assert state["attempts"]["ane/gpt-ane"]["equal"] == 2
+
+    world.local.delete("datasets/ane/hft2ane-state")
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("failed", ("me/gpt",))
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ LAYERS = (
     ("errors", "records", "psnr"),
     (
         "ane",
+        "attempts",
         "compress",
         "coreml",
         "hub",
@@ -32,7 +33,7 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "survey", "terminal", "flows"),
+    ("cli", "demo", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 
@@ -91,6 +92,7 @@ def test_a_heavy_library_has_its_places(library: str) -> None:
 LIGHT = (
     "manifest",
     "plan",
+    "survey",
     "hub",
     "source",
     "publish",

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -9,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hft2ane import keys, layout
-from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound
+from hft2ane.attempts import State, failed
+from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, ModelNotFound
 from hft2ane.hub import Redo
-from hft2ane.plan import World, estimate, plan, urgency
+from hft2ane.plan import World, estimate, plan, subject, urgency
 from hft2ane.records import (
     CardFields,
     Conversion,
@@ -28,6 +30,7 @@ from hft2ane.records import (
 )
 
 VERSIONS = {"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"}
+NOW = datetime(2026, 1, 1, 3, tzinfo=UTC)
 ONE = Wanted("owner/name", "org/name-ane", "m.yaml:3")
 FILES = (
     RemoteFile("LICENSE", 5, "e" * 40, False),
@@ -290,7 +293,7 @@ def test_the_most_urgent_comes_first(monkeypatch: pytest.MonkeyPatch) -> None:
         ("author", "convert", "upstream"),
         ("figures", "verify", "verify"),
         ("tools", "convert", "toolchain"),
-        ("gone", "blocked", None),
+        ("gone", "held", None),
         ("left", "orphan", None),
         ("done", "skip", None),
     ]
@@ -313,6 +316,71 @@ def test_work_is_counted_in_tera_operations() -> None:
     assert estimate("convert", [weights], Recipe(variants=("float16", "int8"))) == pytest.approx(0.691, abs=0.001)
     assert estimate("card", [weights], Recipe()) == 0
     assert single(found=edited(weights)).work == 0.518
+
+
+# ---- what earlier runs remember
+
+
+def remembered(failures: int, *, kind: str = "GateFailed", subject_of: Job | None = None) -> State:
+    job, found = subject_of or single(), None
+    for _ in range(failures):
+        found = failed(found, subject(job, "bert"), "bert", kind, "12.5 dB", NOW)
+    return State({} if found is None else {ONE.repo: found})
+
+
+def at(hours: float, state: State, one: Wanted = ONE, found: Upstream | Hft2aneError = UPSTREAM, **more: Any) -> Job:
+    world = World({ONE.id: found}, {ONE.repo: more.get("released")}, state=state, now=NOW + timedelta(hours=hours))
+    (job,) = plan([one], world)
+    return job
+
+
+def test_what_failed_waits_and_is_tried_again() -> None:
+    job = at(1, remembered(1))
+    assert job.action == "held"
+    assert job.why == (
+        "to create (nothing is published yet): "
+        "it failed with '12.5 dB', and is tried again from 2026-01-01 07:00 UTC on"
+    )
+    assert at(4, remembered(1)).action == "create"
+    assert at(127, remembered(9, kind="NoSpace")).action == "create"
+
+
+def test_five_equal_failures_hold_until_something_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = remembered(5)
+    assert at(9999, state).action == "held"
+    assert at(0, state, replace(ONE, recipe=Recipe(lengths=(8,)))).action == "create"
+    assert at(0, state, replace(ONE, gates=Gates(artefact=10))).action == "create"
+    assert at(0, state, found=edited(RemoteFile("config.json", 1, "9" * 40, False))).action == "create"
+    assert at(0, state, found=edited(RemoteFile("onnx/model.onnx", 1, "9" * 64, True))).action == "held"
+    monkeypatch.setattr(keys, "implementation_digest", lambda family: f"new code of {family}")
+    assert at(0, state).action == "create"
+
+
+def test_work_on_another_family_does_not_count() -> None:
+    bert, albert = keys.implementation_digest("bert"), keys.implementation_digest("albert")
+    assert bert != albert
+    assert keys.implementation_digest("no-such-family") == keys.implementation_digest("nor-this")
+
+
+def test_what_needs_nothing_is_not_held() -> None:
+    assert at(0, remembered(5), released=published()).action == "skip"
+
+
+def test_a_published_models_original_is_deleted_only_after_a_day() -> None:
+    lost = ModelNotFound("there is no owner/name")
+    first = at(0, State(), found=lost, released=published())
+    assert first.action == "held"
+    assert "for the first time, and counts as deleted after 24 hours" in first.why
+    since = State(gone={ONE.repo: NOW})
+    assert at(23.9, since, found=lost, released=published()).action == "held"
+    job = at(24, since, found=lost, released=published())
+    assert job.action == "blocked"
+    assert "deleted or private, not found since 2026-01-01 03:00 UTC: pause the entry at m.yaml:3" in job.why
+    assert at(99, since, released=published()).action == "skip"  # it is back
+
+
+def test_a_wrong_name_is_told_at_once() -> None:
+    assert at(0, State(), found=ModelNotFound("there is no owner/name")).action == "blocked"
 
 
 def test_paused_asks_nothing() -> None:
@@ -345,7 +413,7 @@ def test_blocked(one: Wanted, found: Upstream | Hft2aneError, released: Hft2aneE
 
 
 def test_blocked_though_published() -> None:
-    assert single(found=ModelNotFound("gone"), released=published()).action == "blocked"
+    assert single(found=AccessDenied("gated"), released=published()).action == "blocked"
 
 
 def test_without_an_answer_nothing_is_planned() -> None:
@@ -430,6 +498,6 @@ def test_once_done_nothing_is_left(world: tuple[Any, Any, Any]) -> None:
         if job.to_do:
             done[job.repo] = release(job, upstream[job.id])
     again = plan(wanted, World(upstream, done))
-    blocked = {job.id for job in jobs if job.action == "blocked"}
-    assert {job.id for job in again if job.action == "blocked"} == blocked
-    assert {job.id for job in again if job.action == "skip"} == {one.id for one in wanted} - blocked
+    stuck = {job.id: job.action for job in jobs if not job.to_do and job.action != "skip"}
+    assert set(stuck.values()) <= {"blocked", "held"}
+    assert {job.id: job.action for job in again} == dict.fromkeys((one.id for one in wanted), "skip") | stuck
