@@ -31,6 +31,7 @@ from hft2ane.errors import (
     ModelNotFound,
     NoSpace,
     PublishError,
+    RevisionNotFound,
     SourceError,
 )
 from hft2ane.records import SCHEMA, CardFields, Cause, Conversion, Progress, RemoteFile, Upstream, parse, silent
@@ -66,6 +67,14 @@ class Redo:
 
     why: str
     cause: Cause = "request"
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """The revision that a manifest pins is gone; `head` is what the repo has now."""
+
+    revision: str
+    head: Upstream
 
 
 @dataclass(frozen=True)
@@ -108,10 +117,20 @@ class Hub:
             self._get(f"/{info['id']}/resolve/{info['sha']}/{quote(largest.path)}", f"read {id}", method="HEAD")
         return Upstream(info["id"], info["sha"], files, card_fields(info.get("cardData")))
 
-    def look_all(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Upstream | Hft2aneError]:
+    def look_all(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Upstream | Vanished | Hft2aneError]:
         """`look` at many (id, revision) pairs at once; by id, errors as values."""
+
+        def seen(pair: tuple[str, str]) -> Upstream | Vanished:
+            id, revision = pair
+            try:
+                return self.look(id, revision)
+            except RevisionNotFound:
+                if revision == "main":
+                    raise
+                return Vanished(revision, self.look(id))
+
         pairs = list(wanted)
-        return dict(zip([id for id, _ in pairs], _together(lambda pair: self.look(*pair), pairs), strict=True))
+        return dict(zip([id for id, _ in pairs], _together(seen, pairs), strict=True))
 
     def conversion(self, repo: str) -> Conversion | Redo | None:
         """conversion.json at the head of main, as the Hub has it now; None when the repo or the file is not there.
@@ -424,7 +443,7 @@ class Hub:
             case errors.DisabledRepoError():
                 return AccessDenied(f"{where} has disabled it")
             case errors.RevisionNotFoundError():
-                return ModelNotFound(f"{where} has no such revision of it")
+                return RevisionNotFound(f"{where} has no such revision of it")
             case errors.EntryNotFoundError():
                 return ModelNotFound(f"{where} has no such file")
             case errors.RepositoryNotFoundError():

@@ -10,7 +10,7 @@ from functools import cache, cached_property
 from hft2ane import keys, layout, licenses
 from hft2ane.attempts import DELETED, State, shown, waits
 from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
-from hft2ane.hub import Redo
+from hft2ane.hub import Redo, Vanished
 from hft2ane.records import (
     CAUSES,
     TO_DO,
@@ -40,7 +40,7 @@ class World:
     models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids. `state`: what
     earlier runs remember; `now`: the time, which only that is compared with."""
 
-    upstream: Mapping[str, Upstream | Hft2aneError]
+    upstream: Mapping[str, Upstream | Vanished | Hft2aneError]
     published: Mapping[str, Conversion | Redo | Hft2aneError | None]
     unwanted: Mapping[str, str] = field(default_factory=dict)
     state: State = field(default_factory=State)
@@ -122,6 +122,8 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
         return _gone(one, found, world)
     if isinstance(found, Hft2aneError):
         return _blocked(one, str(found))
+    if isinstance(found, Vanished):
+        return _unpinned(one, found, world, now)
     if found.id != one.id:
         return _blocked(one, f"the original is now called {found.id}: write that at {one.where}")
     try:
@@ -134,6 +136,8 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
     if isinstance(released, Conversion) and released.source.id != one.id:
         made = f"what is published at {one.repo} was made from {released.source.id}"
         return _blocked(one, f"{made}: delete that repo, or name another with publish.name at {one.where}")
+    if isinstance(released, Conversion) and license not in (released.license, one.license):
+        return _blocked(one, _relicensed(one, released.license, license))
     action, reasons = _decide(one, found, files, released, now)
     cause = min((cause for cause, _ in reasons), key=CAUSES.index, default=None)
     why = "; ".join(why for _, why in reasons) or _settled(found, released)
@@ -143,6 +147,29 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
 
 def _blocked(one: Wanted, why: str) -> Job:
     return Job("blocked", " ".join(why.split()), one.id, one.repo, recipe=one.recipe, gates=one.gates)
+
+
+def _relicensed(one: Wanted, old: str, new: str) -> str:
+    return (
+        f"the original's licence was {old!r} when it was published and is {new!r} now: read what that changes, "
+        f"then write `license: {new}` at {one.where}, or pause the entry"
+    )
+
+
+def _unpinned(one: Wanted, found: Vanished, world: World, now: Now) -> Job:
+    """The pinned commit is gone, as when an author rewrites the history: the same files at the head will do."""
+    released, lost = world.published[one.repo], f"the original has no revision {found.revision} any more"
+    again = f"write another `revision:` at {one.where}"
+    if not isinstance(released, Conversion):
+        return _blocked(one, f"{lost}: {again}")
+    try:
+        old, new = (layout.shaping(files) for files in (released.source.files, layout.select(found.head.files)))
+    except SourceError as err:
+        return _blocked(one, f"{lost}, and of its head: {err}; {again}")
+    if changed := "; ".join(_changed_files(old, new)):
+        return _blocked(one, f"{lost}, and its head has other files ({changed}): {again}")
+    job = _compare(one, replace(world, upstream={one.id: found.head}), now)
+    return replace(job, why=f"{job.why} ({lost}, its head {found.head.commit[:12]} has the same files)")
 
 
 def _gone(one: Wanted, err: ModelNotFound, world: World) -> Job:

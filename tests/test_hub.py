@@ -15,7 +15,7 @@ from huggingface_hub import get_session
 from hft2ane import hub as module
 from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
-from hft2ane.hub import Hub, Redo, card_fields, digest, inside
+from hft2ane.hub import Hub, Redo, Vanished, card_fields, digest, inside
 from hft2ane.localhub import LocalHub
 from hft2ane.records import CardFields, Conversion, Recipe, RemoteFile, Source, Upstream
 
@@ -146,6 +146,10 @@ def test_look_all_gives_errors_as_values(hub: Hub, model: str) -> None:
     assert isinstance(seen[MODEL], Upstream)
     assert isinstance(seen["org/nothing"], ModelNotFound)
     assert list(seen) == [MODEL, "org/nothing"]
+
+
+def test_a_revision_that_is_gone_comes_with_the_head(hub: Hub, model: str) -> None:
+    assert hub.look_all([(MODEL, "0" * 40)]) == {MODEL: Vanished("0" * 40, hub.look(MODEL))}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hft2ane import keys, layout
 from hft2ane.attempts import State, failed
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, ModelNotFound
-from hft2ane.hub import Redo
+from hft2ane.hub import Redo, Vanished
 from hft2ane.plan import World, estimate, plan, subject, urgency
 from hft2ane.records import (
     CardFields,
@@ -76,7 +76,7 @@ def release(job: Job, found: Upstream, protocol: str = keys.PROTOCOL) -> Convers
 
 def single(
     one: Wanted = ONE,
-    found: Upstream | Hft2aneError = UPSTREAM,
+    found: Upstream | Vanished | Hft2aneError = UPSTREAM,
     released: Conversion | Redo | Hft2aneError | None = None,
 ) -> Job:
     (job,) = plan([one], World({one.id: found}, {one.repo: released}))
@@ -182,7 +182,7 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     before = published()
     monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
     monkeypatch.setattr(keys, "code_digest", lambda family: "new")
-    found = edited(RemoteFile("config.json", 10, "9" * 40, False), card=CardFields("mit"))
+    found = edited(RemoteFile("config.json", 10, "9" * 40, False), card=CardFields("apache-2.0"))
     (job,) = plan(
         [replace(ONE, recipe=Recipe(lengths=(8,)))], World({ONE.id: found}, {ONE.repo: before}), protocol="next"
     )
@@ -246,7 +246,6 @@ def test_a_release_of_another_original() -> None:
 @pytest.mark.parametrize(
     ("found", "why"),
     [
-        (edited(card=CardFields("mit", language=("en",))), "license apache-2.0 → mit"),
         (edited(card=CardFields("apache-2.0", language=("en", "de"))), "language en → en, de"),
         (
             edited(card=CardFields("apache-2.0", pipeline_tag="fill-mask")),
@@ -258,7 +257,53 @@ def test_a_release_of_another_original() -> None:
 )
 def test_card_only(found: Upstream, why: str) -> None:
     job = single(found=found, released=published())
-    assert (job.action, job.why, job.license) == ("card", why, found.card.license)
+    assert (job.action, job.why, job.license) == ("card", why, "apache-2.0")
+
+
+def test_another_licence_waits_for_a_person() -> None:
+    found = edited(card=CardFields("mit", language=("en",)))
+    job = single(found=found, released=published())
+    assert job.action == "blocked"
+    assert job.why == (
+        "the original's licence was 'apache-2.0' when it was published and is 'mit' now: read what that changes, "
+        "then write `license: mit` at m.yaml:3, or pause the entry"
+    )
+    confirmed = single(replace(ONE, license="mit"), found, published())
+    assert (confirmed.action, confirmed.why, confirmed.license) == ("card", "license apache-2.0 → mit", "mit")
+
+
+PINNED = replace(ONE, revision="7" * 40)
+
+
+def test_a_pinned_commit_that_vanished_with_its_files_elsewhere() -> None:
+    """`edited` is the next commit with the same files but a README."""
+    head = edited(RemoteFile("README.md", 31, "9" * 40, False))
+    job = single(PINNED, Vanished("7" * 40, head), published())
+    assert (job.action, job.commit) == ("skip", "2" * 40)
+    assert job.why.endswith(
+        f"(the original has no revision {'7' * 40} any more, its head 222222222222 has the same files)"
+    )
+    job = single(replace(PINNED, recipe=Recipe(lengths=(8,))), Vanished("7" * 40, head), published())
+    assert (job.action, job.commit) == ("convert", "2" * 40)
+
+
+@pytest.mark.parametrize(
+    ("head", "released", "words"),
+    [
+        (
+            edited(RemoteFile("config.json", 1, "9" * 40, False)),
+            True,
+            "its head has other files (changed: config.json)",
+        ),
+        (edited(gone=["config.json"]), True, "and of its head: there is no config.json"),
+        (edited(), False, "has no revision 7777777777777777777777777777777777777777 any more: write another"),
+    ],
+)
+def test_a_pinned_commit_that_vanished_for_good(head: Upstream, released: bool, words: str) -> None:
+    job = single(PINNED, Vanished("7" * 40, head), published() if released else None)
+    assert job.action == "blocked"
+    assert words in job.why
+    assert "write another `revision:` at m.yaml:3" in job.why
 
 
 def test_card_template(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,7 +373,9 @@ def remembered(failures: int, *, kind: str = "GateFailed", subject_of: Job | Non
     return State({} if found is None else {ONE.repo: found})
 
 
-def at(hours: float, state: State, one: Wanted = ONE, found: Upstream | Hft2aneError = UPSTREAM, **more: Any) -> Job:
+def at(
+    hours: float, state: State, one: Wanted = ONE, found: Upstream | Vanished | Hft2aneError = UPSTREAM, **more: Any
+) -> Job:
     world = World({ONE.id: found}, {ONE.repo: more.get("released")}, state=state, now=NOW + timedelta(hours=hours))
     (job,) = plan([one], world)
     return job
@@ -430,7 +477,9 @@ REDO = st.just(Redo("the publication was not finished"))
 @st.composite
 def worlds(
     draw: st.DrawFn,
-) -> tuple[list[Wanted], dict[str, Upstream | Hft2aneError], dict[str, Conversion | Redo | Hft2aneError | None]]:
+) -> tuple[
+    list[Wanted], dict[str, Upstream | Vanished | Hft2aneError], dict[str, Conversion | Redo | Hft2aneError | None]
+]:
     """Some models wanted, what the Hub says of each, and what an earlier night published, perhaps of something else."""
     numbers = draw(st.lists(st.integers(0, 20), unique=True, max_size=5))
     wanted, upstream, published = [], {}, {}
@@ -444,7 +493,9 @@ def worlds(
             paused=draw(st.sampled_from([None, None, None, "a reason"])),
         )
         wanted.append(one)
-        upstream[one.id] = draw(st.one_of(upstreams(one), upstreams(one), ERRORS))
+        upstream[one.id] = draw(
+            st.one_of(upstreams(one), upstreams(one), ERRORS, st.builds(Vanished, st.just("v1"), upstreams(one)))
+        )
         published[one.repo] = draw(st.one_of(st.none(), ERRORS, REDO, releases(one)))
     return wanted, upstream, published
 
@@ -476,9 +527,14 @@ def test_order_does_not_matter(world: tuple[Any, Any, Any], random: Any) -> None
     def shuffled(mapping: Mapping[str, Any]) -> dict[str, Any]:
         return {key: mapping[key] for key in random.sample(sorted(mapping), len(mapping))}
 
+    def mix(found: Upstream) -> Upstream:
+        return replace(found, files=tuple(random.sample(found.files, len(found.files))))
+
     mixed = {
-        id: replace(found, files=tuple(random.sample(found.files, len(found.files))))
+        id: mix(found)
         if isinstance(found, Upstream)
+        else Vanished("v1", mix(found.head))
+        if isinstance(found, Vanished)
         else found
         for id, found in upstream.items()
     }
@@ -496,7 +552,8 @@ def test_once_done_nothing_is_left(world: tuple[Any, Any, Any]) -> None:
     done = dict(published)
     for job in jobs:
         if job.to_do:
-            done[job.repo] = release(job, upstream[job.id])
+            found = upstream[job.id]
+            done[job.repo] = release(job, found.head if isinstance(found, Vanished) else found)
     again = plan(wanted, World(upstream, done))
     stuck = {job.id: job.action for job in jobs if not job.to_do and job.action != "skip"}
     assert set(stuck.values()) <= {"blocked", "held"}
