@@ -49,12 +49,14 @@ class Attempts:
 
 @dataclass(frozen=True)
 class State:
-    """All of it, by published repo. `blocked`: signatures of why; `gone`: since when the original is not found."""
+    """By published repo. `blocked`: signatures of why; `gone`: since when an original is not found; `settled`:
+    digests of all that the plan said skip to, see `keys.settled`."""
 
     __pydantic_config__ = STRICT
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     gone: Mapping[str, AwareDatetime] = field(default_factory=dict)
+    settled: Mapping[str, str] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
 

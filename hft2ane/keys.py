@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hft2ane import layout
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Job, Recipe, RemoteFile, canonical
+from hft2ane.records import CardFields, Job, Recipe, RemoteFile, Upstream, Wanted, canonical
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
 PROTOCOL = "hft2ane-psnr-2"
@@ -84,6 +84,20 @@ def subject(job: Job, implementation: str, versions: Mapping[str, str]) -> str:
             "versions": dict(versions),
         }
     )
+
+
+def today(protocol: str = PROTOCOL) -> str:
+    """Digest of all that a plan depends on besides the world: our source text, the locked versions, the protocol."""
+    code = _digest_files(path for path in CODE.glob("**/*") if path.suffix in (".py", ".j2"))
+    return _digest({"code": code, "versions": toolchain(), "protocol": protocol, "backend": BACKEND})
+
+
+def settled(one: Wanted, found: Upstream, head: str, today: str) -> str:
+    """Digest of all that decides what becomes of a model whose release is at the commit `head`: a plan is a function
+    of it. A commit stands for its files."""
+    entry = {name: value for name, value in asdict(one).items() if name != "where"}
+    upstream = [found.id, found.commit, asdict(found.card)]
+    return _digest({"entry": entry, "upstream": upstream, "head": head, "today": today})[:32]
 
 
 def _family_files(name: str) -> set[Path]:

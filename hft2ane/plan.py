@@ -33,6 +33,14 @@ BYTES = 4  # a parameter, as most originals store it
 
 
 @dataclass(frozen=True)
+class Settled:
+    """An earlier plan read what is published and said skip, and all that it depends on is the same: `keys.settled`."""
+
+
+Released = Conversion | Redo | Settled | Hft2aneError | None
+
+
+@dataclass(frozen=True)
 class World:
     """What is so when the plan is made. Errors are answers too.
 
@@ -41,7 +49,7 @@ class World:
     earlier runs remember; `now`: the time, which only that is compared with."""
 
     upstream: Mapping[str, Upstream | Vanished | Hft2aneError]
-    published: Mapping[str, Conversion | Redo | Hft2aneError | None]
+    published: Mapping[str, Released]
     unwanted: Mapping[str, str] = field(default_factory=dict)
     state: State = field(default_factory=State)
     now: datetime = datetime.max.replace(tzinfo=UTC)
@@ -131,6 +139,9 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
         license = licenses.check(found.card.license, one.license)
     except (SourceError, LicenseError) as err:
         return _blocked(one, str(err))
+    if isinstance(released, Settled):
+        why = "nothing has changed since the last run"
+        return Job("skip", why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license)
     if isinstance(released, Hft2aneError):
         return _blocked(one, f"the record published at {one.repo} cannot be read: {released}")
     if isinstance(released, Conversion) and released.source.id != one.id:

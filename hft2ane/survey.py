@@ -2,30 +2,33 @@
 
 import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hft2ane import attempts, records, state
+from hft2ane import attempts, keys, records, state
 from hft2ane.attempts import State
-from hft2ane.errors import BadInput, HubUnavailable, ModelNotFound, Unavailable
-from hft2ane.hub import Hub
+from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
+from hft2ane.hub import Hub, Listed
 from hft2ane.manifest import read_manifests
-from hft2ane.plan import Now, World, plan, subject
-from hft2ane.records import Conversion, Job, Outcome, Wanted
+from hft2ane.plan import Now, Released, Settled, World, plan, subject
+from hft2ane.records import Conversion, Job, Outcome, Upstream, Wanted
 
 MARK = "apple-neural-engine"  # a tag of every card of ours
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A plan, and what it was made of. `complete`: of all models that the manifests want."""
+    """A plan, and what it was made of. `complete`: of all models that the manifests want.
+
+    `settled`: digests for the next run, by repo, of what those are that it says skip to."""
 
     jobs: list[Job]
     world: World
     models: Sequence[Wanted]
     complete: bool
+    settled: Mapping[str, str]
     warnings: tuple[str, ...]
 
 
@@ -46,19 +49,33 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> Survey:
     silent = [answer for answer in upstream.values() if isinstance(answer, Unavailable)]
     if active and len(silent) == len(upstream):
         raise HubUnavailable(str(silent[0]))
-    published = hub.conversions(each.repo for each in active)
     remembered, warnings = state.read(hub, owners(models))
-    others = unwanted(models, hub) if complete else {}
+    heads: dict[str, Listed] = {}
+    for owner in owners(models):
+        try:
+            heads |= hub.repos(owner)
+        except Hft2aneError as err:
+            warnings.append(f"the repos of {owner} cannot be listed, so each is looked at, and none for orphans: {err}")
+    today = keys.today()
+    settled = {
+        each.repo: keys.settled(each, found, heads[each.repo].commit, today)
+        for each in active
+        if isinstance(found := upstream[each.id], Upstream) and each.repo in heads
+    }
+    same = {repo for repo, digest in settled.items() if remembered.settled.get(repo) == digest}
+    published: dict[str, Released] = dict.fromkeys(same, Settled())
+    published |= hub.conversions(each.repo for each in active if each.repo not in same)
+    others = unwanted(models, heads, hub) if complete else {}
     world = World(upstream, published, others, remembered, datetime.now(UTC))
-    return Survey(plan(models, world), world, models, complete, tuple(warnings))
+    return Survey(plan(models, world), world, models, complete, settled, tuple(warnings))
 
 
-def unwanted(models: Sequence[Wanted], hub: Hub) -> dict[str, str]:
-    """Repos in the organisations of the manifests that were published from here, with the originals' ids."""
+def unwanted(models: Sequence[Wanted], heads: Mapping[str, Listed], hub: Hub) -> dict[str, str]:
+    """Repos that were published from here, with the originals' ids."""
     repos = {each.repo.lower() for each in models}
-    listed = [repo for owner in owners(models) for repo, head in hub.repos(owner).items() if MARK in head.tags]
-    records = hub.conversions(repo for repo in listed if repo.lower() not in repos)
-    return {repo: found.source.id for repo, found in records.items() if isinstance(found, Conversion)}
+    ours = (repo for repo, head in heads.items() if MARK in head.tags and repo.lower() not in repos)
+    found = hub.conversions(ours)
+    return {repo: record.source.id for repo, record in found.items() if isinstance(record, Conversion)}
 
 
 def owners(models: Sequence[Wanted]) -> list[str]:
@@ -82,7 +99,11 @@ def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: dateti
             blocked[repo] = attempts.signature("blocked", outcome.why)
         elif outcome.status in ("published", "unchanged", "skip"):
             failures.pop(repo, None)
-    return State(failures, blocked, gone(found))
+    skipped = {outcome.repo for outcome in outcomes if outcome.status == "skip"}
+    settled = {repo: digest for repo, digest in found.settled.items() if repo in skipped}
+    if not found.complete:
+        settled = {**{repo: digest for repo, digest in before.settled.items() if repo not in jobs}, **settled}
+    return State(failures, blocked, gone(found), settled)
 
 
 def gone(found: Survey) -> dict[str, datetime]:

@@ -90,6 +90,10 @@ def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) ->
     before = len(world.local.calls())
     again = world.night()
     assert {o.id for o in again.outcomes if o.status == "skip"} == {"me/first", "me/second"}
+    writes = [call for call in world.local.calls()[before:] if call.startswith("POST")]
+    assert all("/api/datasets/ane/hft2ane-state/" in call for call in writes)
+    before = len(world.local.calls())
+    world.night()
     assert not [call for call in world.local.calls()[before:] if call.startswith("POST")]
 
 
