@@ -5,7 +5,7 @@ process, which runs model code and has no token.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,12 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from flows import child
-from hft2ane import card, publish, records, source, state
+from hft2ane import card, publish, records, source, state, waves
 from hft2ane.attempts import news
 from hft2ane.errors import Hft2aneError, Unavailable
 from hft2ane.hub import Hub
 from hft2ane.records import Job, Outcome, Published, Report, Run, silent
-from hft2ane.survey import begin, owners, remember, survey, wanted
+from hft2ane.survey import Survey, begin, owners, remember, survey, wanted
+from hft2ane.waves import belongs, held
 
 BUILD_TIMEOUT = 3600.0
 
@@ -54,15 +55,21 @@ publish_task = task(name="publish", **retrying)(publish.publish)
 
 
 @flow(name="nightly", validate_parameters=False)
-def nightly(manifests: list[str], organization: str | None, work: str, only: list[str] | None = None) -> Run:
+def nightly(
+    manifests: list[str],
+    organization: str | None,
+    work: str,
+    only: list[str] | None = None,
+    wave: int = waves.LIMIT,
+) -> Run:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
-    see `work`/run.json."""
+    see `work`/run.json. `wave`: models a night, of those to be done for a reason that many have."""
     started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
     models = wanted([Path(path) for path in manifests], organization, only)
-    found = survey(models, hub, complete=not only)
+    found = survey(models, hub, complete=not only, limit=wave)
     if any(job.to_do for job in found.jobs):
         hub.check_token()
-    outcomes = tuple(do(job, folder, hub) for job in found.jobs)
+    outcomes = tuple(each(found, folder, hub))
     before, after = found.world.state, remember(found, outcomes, folder, datetime.now(UTC))
     fresh = news(before, after)
     failed = tuple(outcome.id for outcome in outcomes if outcome.repo in fresh)
@@ -74,6 +81,17 @@ def nightly(manifests: list[str], organization: str | None, work: str, only: lis
     if failed:
         raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models newly fail: {', '.join(failed)}")
     return run
+
+
+def each(found: Survey, work: Path, hub: Hub) -> Iterator[Outcome]:
+    """The jobs in turn, until a wave stops for its failures: what is left of it waits."""
+    wave = found.wave
+    for job in found.jobs:
+        late = job.to_do and not wave.takes(job)
+        outcome = do(held(job, wave.stopped or "") if late else job, work, hub)
+        if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
+            wave = wave.after(job.repo, failed=outcome.status == "failed")
+        yield outcome
 
 
 def do(job: Job, work: Path, hub: Hub) -> Outcome:

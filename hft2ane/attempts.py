@@ -50,13 +50,14 @@ class Attempts:
 @dataclass(frozen=True)
 class State:
     """By published repo. `blocked`: signatures of why; `gone`: since when an original is not found; `settled`:
-    digests of all that the plan said skip to, see `keys.settled`."""
+    digests of all that the plan said skip to, see `keys.settled`; `renewed`: done in the wave of this digest."""
 
     __pydantic_config__ = STRICT
     attempts: Mapping[str, Attempts] = field(default_factory=dict)
     blocked: Mapping[str, str] = field(default_factory=dict)
     gone: Mapping[str, AwareDatetime] = field(default_factory=dict)
     settled: Mapping[str, str] = field(default_factory=dict)
+    renewed: Mapping[str, str] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
 

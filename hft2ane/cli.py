@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from hft2ane import records
+from hft2ane import records, waves
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 from hft2ane.records import Gates, Job, Progress, Recipe, Variant
 
@@ -121,6 +121,13 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--organization", help="publish there instead of where the manifests say")
         sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+        sub.add_argument(
+            "--wave",
+            type=int,
+            default=waves.LIMIT,
+            metavar="N",
+            help=f"models a night, of those that our own changes are to remake (default: {waves.LIMIT})",
+        )
         if name == "plan":
             sub.add_argument("--json", action="store_true", help="the plan as JSON")
             sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
@@ -230,7 +237,7 @@ def plan(options: argparse.Namespace) -> int:
     from hft2ane.survey import begin, survey, wanted
 
     models = wanted(paths(options), options.organization, options.only)
-    found = survey(models, Hub(), complete=not options.only)
+    found = survey(models, Hub(), complete=not options.only, limit=options.wave)
     jobs = found.jobs
     for warning in found.warnings:
         print(f"hft2ane: {warning}", file=sys.stderr)
@@ -256,7 +263,7 @@ def run(options: argparse.Namespace) -> int:
     from hft2ane.terminal import show_run
 
     wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
-    outcome = night(options.manifests, options.organization, options.work, options.only)
+    outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
     show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
     return 1 if outcome.failed else 0
 

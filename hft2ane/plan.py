@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 
-from hft2ane import keys, layout, licenses
+from hft2ane import keys, layout, licenses, waves
 from hft2ane.attempts import DELETED, State, shown, waits
 from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
 from hft2ane.hub import Redo, Vanished
@@ -24,6 +24,7 @@ from hft2ane.records import (
     Upstream,
     Wanted,
 )
+from hft2ane.waves import Wave
 
 ORDER: tuple[Action, ...] = (*TO_DO, "held", "blocked", "orphan", "skip")
 Reason = tuple[Cause, str]
@@ -55,10 +56,11 @@ class World:
     now: datetime = datetime.max.replace(tzinfo=UTC)
 
 
-def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL) -> list[Job]:
+def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL, limit: int = waves.LIMIT) -> list[Job]:
     """One job for each wanted model, and one for each orphan: the most urgent first, what needs nothing last.
 
-    `protocol`: how figures are taken now. ToolchainMismatch: hft2ane is not installed."""
+    `protocol`: how figures are taken now; `limit`: models of a wave, see `waves`. ToolchainMismatch: hft2ane is not
+    installed."""
     now = Now(protocol)
     jobs = [
         _blocked(one, f"paused: {one.paused}")
@@ -66,7 +68,23 @@ def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL) 
         else _patient(_compare(one, world, now), world, now)
         for one in wanted
     ]
+    jobs = waves.hold(jobs, wave(jobs, world, now), limit)
     return sorted([*jobs, *map(_orphan, world.unwanted.items())], key=urgency)
+
+
+def wave(jobs: Iterable[Job], world: World, now: "Now | None" = None) -> Wave:
+    """How the wave goes that these jobs are of, before any of them is done."""
+    now = now or Now()
+    done = sum(digest == now.today for digest in world.state.renewed.values())
+    failing = (
+        job.repo
+        for job in jobs
+        if waves.belongs(job)
+        and (tried := world.state.attempts.get(job.repo)) is not None
+        and tried.equal  # by itself
+        and tried.subject == subject(job, tried.family, now)
+    )
+    return Wave(done, frozenset(failing))
 
 
 def subject(job: Job, family: str, now: "Now | None" = None) -> str:
@@ -105,6 +123,10 @@ class Now:
         return keys.toolchain()
 
     @cached_property
+    def today(self) -> str:
+        return keys.today(self.protocol)
+
+    @cached_property
     def presentation(self) -> str:
         return keys.presentation_digest()
 
@@ -121,7 +143,7 @@ def _patient(job: Job, world: World, now: Now) -> Job:
     if not job.to_do or attempts is None or attempts.subject != subject(job, attempts.family, now):
         return job
     why = waits(attempts, world.now)
-    return job if why is None else replace(job, action="held", why=f"to {job.action} ({job.why}): {why}")
+    return job if why is None else waves.held(job, why)
 
 
 def _compare(one: Wanted, world: World, now: Now) -> Job:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hft2ane import attempts, keys, records, state
+from hft2ane import attempts, keys, records, state, waves
 from hft2ane.attempts import State
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
 from hft2ane.hub import Hub, Listed
 from hft2ane.manifest import read_manifests
-from hft2ane.plan import Now, Released, Settled, World, plan, subject
+from hft2ane.plan import Now, Released, Settled, World, plan, subject, wave
 from hft2ane.records import Conversion, Job, Outcome, Upstream, Wanted
+from hft2ane.waves import Wave, belongs
 
 MARK = "apple-neural-engine"  # a tag of every card of ours
 
@@ -29,6 +30,7 @@ class Survey:
     models: Sequence[Wanted]
     complete: bool
     settled: Mapping[str, str]
+    wave: Wave
     warnings: tuple[str, ...]
 
 
@@ -40,8 +42,9 @@ def wanted(manifests: Sequence[Path], organization: str | None, only: Sequence[s
     return [each for each in found if not only or each.id in only]
 
 
-def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> Survey:
-    """The plan. `complete`: these are all models that the manifests want, so what else is published is orphaned.
+def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int = waves.LIMIT) -> Survey:
+    """The plan. `complete`: these are all models that the manifests want, so what else is published is orphaned;
+    `limit`: models of a wave.
 
     HubUnavailable: no question about any model was answered."""
     active = [each for each in models if not each.paused]
@@ -67,7 +70,8 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True) -> Survey:
     published |= hub.conversions(each.repo for each in active if each.repo not in same)
     others = unwanted(models, heads, hub) if complete else {}
     world = World(upstream, published, others, remembered, datetime.now(UTC))
-    return Survey(plan(models, world), world, models, complete, settled, tuple(warnings))
+    jobs = plan(models, world, limit=limit)
+    return Survey(jobs, world, models, complete, settled, wave(jobs, world), tuple(warnings))
 
 
 def unwanted(models: Sequence[Wanted], heads: Mapping[str, Listed], hub: Hub) -> dict[str, str]:
@@ -103,7 +107,10 @@ def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: dateti
     settled = {repo: digest for repo, digest in found.settled.items() if repo in skipped}
     if not found.complete:
         settled = {**{repo: digest for repo, digest in before.settled.items() if repo not in jobs}, **settled}
-    return State(failures, blocked, gone(found), settled)
+    done = {outcome.repo for outcome in outcomes if outcome.status in ("published", "unchanged")}
+    renewed = {repo: digest for repo, digest in before.renewed.items() if digest == code.today}
+    renewed |= {repo: code.today for repo in done if belongs(jobs[repo])}
+    return State(failures, blocked, gone(found), settled, renewed)
 
 
 def gone(found: Survey) -> dict[str, datetime]:

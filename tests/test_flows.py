@@ -15,7 +15,10 @@ from flows.local import night
 from hft2ane import errors, records
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Conversion, Outcome, Run, silent
+from hft2ane.plan import World as Answers
+from hft2ane.records import Conversion, Job, Outcome, Run, silent
+from hft2ane.survey import Survey
+from hft2ane.waves import Wave
 from tests.conftest import Checkpoint
 
 MANIFEST = """\
@@ -164,6 +167,30 @@ def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp
     assert after["conversion.json"] == before["conversion.json"]
     assert len(world.local.calls("info/lfs|xet-write-token")) == uploads
     assert of(world.night(), "me/second").action == "skip"
+
+
+def test_a_wave_stops_in_the_night_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import nightly
+
+    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
+    asked = Job("create", "new", "me/new", "ane/new", cause="request")
+    done: list[str] = []
+
+    def do(job: Job, work: Path, hub: Hub) -> Outcome:
+        if not job.to_do:
+            return Outcome(job.id, job.repo, job.action, job.why, "held")
+        done.append(job.id)
+        bad = job.id in ("me/m1", "me/m3")
+        return Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")
+
+    monkeypatch.setattr(nightly, "do", do)
+    found = Survey([*jobs, asked], Answers({}, {}), [], True, {}, Wave(), ())
+    outcomes = list(nightly.each(found, tmp_path, Hub("http://127.0.0.1:9", "hf_x")))
+    assert done == ["me/m0", "me/m1", "me/m2", "me/m3", "me/m4", "me/new"]
+    assert [o.status for o in outcomes] == [
+        "published", "failed", "published", "failed", "published", "held", "held", "held", "held", "published",
+    ]  # fmt: skip
+    assert "2 of the 5 models" in outcomes[5].why
 
 
 @pytest.mark.slow

@@ -27,6 +27,7 @@ LAYERS = (
         "manifest",
         "mil",
         "package",
+        "waves",
     ),
     ("families", "sentence"),
     ("reference",),

@@ -430,6 +430,76 @@ def test_a_wrong_name_is_told_at_once() -> None:
     assert at(0, State(), found=ModelNotFound("there is no owner/name")).action == "blocked"
 
 
+# ---- waves
+
+
+def many(count: int, monkeypatch: pytest.MonkeyPatch) -> tuple[list[Wanted], World]:
+    """Models that were made with an older torch, the first the largest."""
+    wanted = [replace(ONE, id=f"owner/m{n:02}", repo=f"org/m{n:02}") for n in range(count)]
+    weights = [RemoteFile("model.safetensors", 10**9 * (count - n), "b" * 64, True) for n in range(count)]
+    upstream: dict[str, Any] = {
+        one.id: replace(UPSTREAM, id=one.id, files=(FILES[2], file)) for one, file in zip(wanted, weights, strict=True)
+    }
+    jobs = plan(wanted, World(upstream, {one.repo: None for one in wanted}))
+    released: dict[str, Any] = {job.repo: release(job, upstream[job.id]) for job in jobs}
+    monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
+    return wanted, World(upstream, released, now=NOW)
+
+
+def to_do(jobs: Sequence[Job]) -> list[str]:
+    return [job.repo for job in jobs if job.to_do]
+
+
+def test_a_wave_is_some_models_a_night_the_smallest_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, world = many(30, monkeypatch)
+    jobs = plan(wanted, world, limit=7)
+    assert sorted(to_do(jobs)) == [f"org/m{n}" for n in range(23, 30)]
+    assert {job.action for job in jobs if not job.to_do} == {"held"}
+    assert jobs[-1].why == (
+        "to convert (torch 2.13.0 → 2.14.0): 7 models a night are done for reasons that many have, "
+        "and it is not yet its turn"
+    )
+    assert len(to_do(plan(wanted, world))) == 20
+    done = {**world.published, **{job.repo: release(job, world.upstream[job.id]) for job in jobs if job.to_do}}  # type: ignore[arg-type]
+    following = plan(wanted, replace(world, published=done), limit=7)
+    assert sorted(to_do(following)) == [f"org/m{n}" for n in range(16, 23)]
+
+
+def test_what_a_manifest_asks_for_or_an_author_changed_is_in_no_wave(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, world = many(4, monkeypatch)
+    upstream = {
+        **world.upstream,
+        "owner/m00": replace(edited(RemoteFile("vocab.txt", 1, "9" * 40, False)), id="owner/m00"),
+    }
+    published = {**world.published, "org/m01": None}
+    assert to_do(plan(wanted, replace(world, upstream=upstream, published=published), limit=0)) == [
+        "org/m01",
+        "org/m00",
+    ]
+
+
+def test_a_wave_stops_when_too_many_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, world = many(30, monkeypatch)
+    jobs = {job.repo: job for job in plan(wanted, world, limit=30)}
+
+    def state(done: int, failing: int) -> State:
+        tried = [f"org/m{n:02}" for n in range(failing)]
+        attempts = {repo: failed(None, subject(jobs[repo], "bert"), "bert", "GateFailed", "x", NOW) for repo in tried}
+        return State(attempts, renewed={f"org/n{n}": keys.today() for n in range(done)})
+
+    def tonight(state: State, hours: float = 1) -> list[str]:
+        return to_do(plan(wanted, replace(world, state=state, now=NOW + timedelta(hours=hours)), limit=5))
+
+    assert len(tonight(state(8, 2))) == 5
+    assert tonight(state(7, 2)) == []
+    assert len(tonight(state(2, 2))) == 5  # too few to say
+    # Those that fail are tried again in their time, and decide how it goes on.
+    assert tonight(state(7, 2), hours=5) == ["org/m00", "org/m01"]
+    assert len(tonight(replace(state(7, 2), renewed={f"org/n{n}": "another wave" for n in range(7)}))) == 5
+    (why,) = {job.why for job in plan(wanted, replace(world, state=state(7, 2)), limit=5) if job.repo == "org/m09"}
+    assert "2 of the 9 models that this wave has tried fail, more than 20%" in why
+
+
 def test_paused_asks_nothing() -> None:
     (job,) = plan([replace(ONE, paused="waits for the author")], World({}, {}))
     assert (job.action, job.why) == ("blocked", "paused: waits for the author")
