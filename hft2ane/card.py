@@ -147,6 +147,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         psnr=least_psnr(report),
         toolchain=exported.toolchain,
         hft2ane=version("hft2ane"),
+        major=job.major,
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:
@@ -195,6 +196,7 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
         card_key=card_key(fresh, report),
         protocol=report.protocol,
         psnr=least_psnr(report),
+        major=job.major,
     )
     with whole(folder / "release") as release:
         copy(small_files(layout.shaping(old.source.files)), previous, release)

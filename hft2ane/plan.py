@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 
-from hft2ane import keys, layout, licenses, waves
+from hft2ane import interface, keys, layout, licenses, waves
 from hft2ane.attempts import DELETED, State, shown, waits
 from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
 from hft2ane.hub import Redo, Vanished
@@ -171,15 +171,32 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
         return _blocked(one, f"{made}: delete that repo, or name another with publish.name at {one.where}")
     if isinstance(released, Conversion) and license not in (released.license, one.license):
         return _blocked(one, _relicensed(one, released.license, license))
+    if isinstance(released, Conversion) and (broken := _broken(one, released)):
+        return _blocked(one, broken)
     action, reasons = _decide(one, found, files, released, now)
     cause = min((cause for cause, _ in reasons), key=CAUSES.index, default=None)
     why = "; ".join(why for _, why in reasons) or _settled(found, released)
     work = estimate(action, files, one.recipe)
-    return Job(action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license, cause, work)
+    return Job(
+        action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license, cause, work, one.major
+    )
 
 
 def _blocked(one: Wanted, why: str) -> Job:
     return Job("blocked", " ".join(why.split()), one.id, one.repo, recipe=one.recipe, gates=one.gates)
+
+
+def _broken(one: Wanted, released: Conversion) -> str | None:
+    """What would break apps that use the release, unless the manifest says that it may."""
+    now, following = released.major, released.major + 1
+    if one.major not in (now, following):
+        return f"`major:` at {one.where} is {one.major}, and what is published has {now}: write {now} or {following}"
+    if one.major == now and (broken := interface.planned(released, one.recipe)):
+        return (
+            f"apps that use {one.repo} would break ({'; '.join(broken)}): undo that at {one.where}, or write `major: "
+            f"{following}` there; its tags stay as they are"
+        )
+    return None
 
 
 def _relicensed(one: Wanted, old: str, new: str) -> str:
@@ -230,6 +247,8 @@ def _decide(
     if outdated or unmeasured:
         return "convert" if outdated else "verify", outdated + unmeasured
     misdescribed = list(_misdescribed(found, files, released, now))
+    if one.major != released.major:
+        misdescribed.append(("request", f"major {released.major} → {one.major}"))
     return "card" if misdescribed else "skip", misdescribed
 
 

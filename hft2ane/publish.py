@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hft2ane import layout, licenses, records
+from hft2ane import interface, layout, licenses, records
 from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
@@ -65,6 +65,7 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
         hub.create(job.repo)
     else:
         _claim(hub, job)
+        _keep_interface(hub, job.repo, conversion)
     progress(f"upload to {job.repo}", 0.3)
     repo = _converge(hub, job, release)
     progress(f"check {job.repo}", 0.8)
@@ -140,6 +141,7 @@ def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> 
         "the original's id": source.id == job.id,
         "its commit": source.commit == commit,
         "the recipe": conversion.recipe == job.recipe,
+        "the major version": conversion.major == job.major,
         f"reports/{REPORT}": release.sums.get(f"reports/{REPORT}") == digest(folder / REPORT, lfs=True),
     }
     if differ := [what for what, is_same in same.items() if not is_same]:
@@ -201,6 +203,25 @@ def _claim(hub: Hub, job: Job) -> None:
     raise PublishError(
         f"{job.repo} is not ours: it has files, but no {RECORD} that says {job.id}; name another with publish.name"
     )
+
+
+def _keep_interface(hub: Hub, name: str, conversion: Conversion) -> None:
+    """PublishError: apps that use the last version would break, and the major version is the same."""
+    versions = _versions(hub, name)
+    if not versions:
+        return
+    last = max(versions)
+    repo = _there(hub, name, versions[last])
+    old = interface.read(hub.read(repo, RECORD)) if any(file.path == RECORD for file in repo.files) else None
+    if old is None or conversion.major == old.major + 1:
+        return
+    if conversion.major != old.major:
+        raise PublishError(f"{name} v{last} has major version {old.major}, this release {conversion.major}: plan again")
+    if broken := interface.breaks(old, interface.of(conversion)):
+        raise PublishError(
+            f"apps that use {name} v{last} would break ({'; '.join(broken)}): "
+            f"write `major: {old.major + 1}` in the manifest if that must be"
+        )
 
 
 def _origin(hub: Hub, repo: Repo) -> object:

@@ -121,6 +121,7 @@ class Wanted:
     gates: Gates = field(default_factory=Gates)
     license: str | None = None
     paused: str | None = None
+    major: int = 1
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,7 @@ class Job:
     license: str | None = None
     cause: Cause | None = None
     work: float = 0.0
+    major: int = 1
     schema: Literal[1] = SCHEMA
 
     @property
@@ -525,7 +527,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Conversion:
-    """conversion.json of a published repo: where it is from, what it is made of, and the three keys."""
+    """conversion.json of a published repo: where it is from, what it is made of, and the three keys. `major`: within
+    one, `interface` stays as it is."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -544,6 +547,7 @@ class Conversion:
     psnr: dict[str, float]
     toolchain: dict[str, str]
     hft2ane: str
+    major: int = 1
     schema: Literal[1] = SCHEMA
 
 

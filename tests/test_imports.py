@@ -19,6 +19,7 @@ LAYERS = (
         "compress",
         "coreml",
         "hub",
+        "interface",
         "keys",
         "layout",
         "licenses",

@@ -71,6 +71,7 @@ def release(job: Job, found: Upstream, protocol: str = keys.PROTOCOL) -> Convers
         psnr={"rewrite": 120.0, "float16": 70.0},
         toolchain=keys.toolchain(),
         hft2ane="0.1.0",
+        major=job.major,
     )
 
 
@@ -155,8 +156,52 @@ def test_changed_files_are_named(found: Upstream, why: str) -> None:
     ],
 )
 def test_changed_recipe_is_told_by_field(recipe: Recipe, why: str) -> None:
+    job = single(replace(ONE, recipe=recipe, major=2), released=published())
+    assert (job.action, job.why, job.major) == ("convert", why, 2)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "broken"),
+    [
+        (
+            Recipe(lengths=(64, 128)),
+            "a package of several lengths names its functions, one of a single length does not",
+        ),
+        (Recipe(lengths=(64,)), "no function takes 128 tokens"),
+        (Recipe(variants=("int8",)), "Name.float16.mlpackage is gone"),
+        (Recipe(task="feature-extraction"), "the task is feature-extraction instead of fill-mask"),
+    ],
+)
+def test_what_would_break_apps_needs_a_major_version(recipe: Recipe, broken: str) -> None:
     job = single(replace(ONE, recipe=recipe), released=published())
-    assert (job.action, job.why) == ("convert", why)
+    assert job.action == "blocked"
+    assert job.why == (
+        f"apps that use org/name-ane would break ({broken}): undo that at m.yaml:3, or write `major: 2` there; "
+        "its tags stay as they are"
+    )
+
+
+@pytest.mark.parametrize(
+    ("lengths", "blocked"),
+    [((64, 128), False), ((32, 64, 128), False), ((64, 256), True), ((64, 128, 256), True), ((128,), True)],
+)
+def test_another_length_than_the_longest_breaks_nothing(lengths: tuple[int, ...], blocked: bool) -> None:
+    before = release(single(replace(ONE, recipe=Recipe(lengths=(64, 128)))), UPSTREAM)
+    job = single(replace(ONE, recipe=Recipe(lengths=lengths)), released=before)
+    assert (job.action == "blocked") == blocked
+
+
+def test_another_variant_or_the_task_by_its_name_breaks_nothing() -> None:
+    for recipe in (Recipe(variants=("float16", "int8")), Recipe(task="fill-mask")):
+        assert single(replace(ONE, recipe=recipe), released=published()).action == "convert"
+
+
+def test_a_major_version_is_one_more() -> None:
+    assert single(replace(ONE, major=3), released=published()).action == "blocked"
+    job = single(replace(ONE, major=2), released=published())
+    assert (job.action, job.why, job.cause) == ("card", "major 1 → 2", "request")
+    assert single(replace(ONE, major=1), released=replace(published(), major=2)).action == "blocked"
+    assert single(replace(ONE, major=2), released=replace(published(), major=2)).action == "skip"
 
 
 def test_gates_and_the_expected_licence_rebuild_nothing() -> None:
@@ -184,7 +229,9 @@ def test_everything_that_changed_is_told(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(keys, "code_digest", lambda family: "new")
     found = edited(RemoteFile("config.json", 10, "9" * 40, False), card=CardFields("apache-2.0"))
     (job,) = plan(
-        [replace(ONE, recipe=Recipe(lengths=(8,)))], World({ONE.id: found}, {ONE.repo: before}), protocol="next"
+        [replace(ONE, recipe=Recipe(lengths=(8,)), major=2)],
+        World({ONE.id: found}, {ONE.repo: before}),
+        protocol="next",
     )
     assert job.action == "convert"
     assert job.why == (
@@ -283,7 +330,7 @@ def test_a_pinned_commit_that_vanished_with_its_files_elsewhere() -> None:
     assert job.why.endswith(
         f"(the original has no revision {'7' * 40} any more, its head 222222222222 has the same files)"
     )
-    job = single(replace(PINNED, recipe=Recipe(lengths=(8,))), Vanished("7" * 40, head), published())
+    job = single(replace(PINNED, recipe=Recipe(lengths=(8,)), major=2), Vanished("7" * 40, head), published())
     assert (job.action, job.commit) == ("convert", "2" * 40)
 
 
@@ -350,7 +397,7 @@ def test_one_reason_of_several_decides_how_urgent_it_is(monkeypatch: pytest.Monk
     monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "2.14.0"})
     assert single(released=before).cause == "toolchain"
     assert single(found=edited(RemoteFile("config.json", 1, "9" * 40, False)), released=before).cause == "upstream"
-    assert single(replace(ONE, recipe=Recipe(lengths=(8,))), released=before).cause == "request"
+    assert single(replace(ONE, recipe=Recipe(lengths=(8,)), major=2), released=before).cause == "request"
 
 
 def test_work_is_counted_in_tera_operations() -> None:
@@ -561,6 +608,7 @@ def worlds(
             recipe=Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)]))),
             gates=Gates(artefact=draw(st.sampled_from([50.0, 65.0]))),
             paused=draw(st.sampled_from([None, None, None, "a reason"])),
+            major=draw(st.sampled_from([1, 2, 2])),
         )
         wanted.append(one)
         upstream[one.id] = draw(

@@ -230,6 +230,36 @@ def test_but_not_another_package(local: LocalHub, hub: Hub, job: Path, lfs: None
     assert len(local.calls(COMMIT)) == 1
 
 
+LABELS = replace(conversion(), labels=("a", "b"))
+WIDER = replace(
+    conversion(), packages=(replace(conversion().packages[0], functions=(Function("tokens_128", 128, (), ()),)),)
+)
+
+
+@pytest.mark.parametrize(("record", "says"), [(LABELS, "the labels are others"), (WIDER, "has no function main")])
+def test_what_would_break_apps_is_refused(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, record: Conversion, says: str
+) -> None:
+    publish(job, hub)
+    before = len(local.calls("POST|PUT|DELETE"))
+    release(job, record=record)
+    with pytest.raises(PublishError, match=rf"org/tiny-ane v1 would break \(.*{says}.*write `major: 2`"):
+        publish(job, hub)
+    assert len(local.calls("POST|PUT|DELETE")) == before
+
+
+def test_but_not_with_the_next_major_version(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    first = publish(job, hub)
+    release(job, record=replace(LABELS, major=2))
+    records.write(job / "job.json", replace(records.read(job / "job.json", Job), major=2))
+    assert publish(job, hub).tag == "v2"
+    assert local.tags(REPO)["v1"] == first.commit
+    release(job, record=replace(LABELS, major=4))
+    records.write(job / "job.json", replace(records.read(job / "job.json", Job), major=4))
+    with pytest.raises(PublishError, match="major version 2, this release 4"):
+        publish(job, hub)
+
+
 def test_what_others_did_to_the_repo_is_undone_by_one_commit(
     local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None
 ) -> None:

@@ -95,7 +95,8 @@ def test_what_has_changed_is_read_again(world: World, monkeypatch: pytest.Monkey
     record = json.loads(world.local.files("org/m2-ane")["conversion.json"])
     world.publish("org/m2-ane", json.dumps(record | {"protocol": "older"}).encode())
     changed = [
-        replace(each, recipe=replace(each.recipe, lengths=(8,))) if each.id == "up/m3" else each for each in WANTED
+        replace(each, recipe=replace(each.recipe, lengths=(8,)), major=2) if each.id == "up/m3" else each
+        for each in WANTED
     ]
     found, asked = world.run(changed)
     assert actions(found) == {
