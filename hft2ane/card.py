@@ -197,6 +197,7 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
         protocol=report.protocol,
         psnr=least_psnr(report),
         major=job.major,
+        retired=job.retired,
     )
     with whole(folder / "release") as release:
         copy(small_files(layout.shaping(old.source.files)), previous, release)
@@ -373,6 +374,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
         tags=[
             *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
             *dict.fromkeys(PRECISIONS[package.variant][0] for package in conversion.packages),
+            *(["retired"] if conversion.retired else []),
         ],
         model_name=short_name(conversion.source),
         eval_results=results,

@@ -75,6 +75,7 @@ def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
             lint,
             evaluate,
             compare,
+            retire,
             run,
             demo,
         },
@@ -164,6 +165,14 @@ def parser() -> argparse.ArgumentParser:
                 "--json", action="store_true", help="progress and error as JSON lines; end when stdin ends"
             )
 
+    sub = add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
+
+    sub = add("retire", retire, "Say in a published repo that it gets no new versions; nothing of it is deleted.")
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("--reason", type=reason, required=True, metavar="TEXT", help="why, for those who use it")
+
     sub = add("inspect", inspect, "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.")
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     sub.add_argument("--json", action="store_true")
@@ -208,6 +217,14 @@ def add_mode(sub: argparse.ArgumentParser) -> None:
         help="declared (default): float32 inside an operation, its result rounded to its type; float32: no rounding; "
         "half: half precision inside operations too",
     )
+
+
+def reason(text: str) -> str:
+    """One line, without the full stop that the card adds."""
+    line = " ".join(text.split()).rstrip(".")
+    if not line or not line.isprintable() or len(line) > 500:
+        raise argparse.ArgumentTypeError("a reason is a text of at most 500 characters")
+    return line
 
 
 def lengths(text: str) -> tuple[int, ...]:
@@ -391,6 +408,31 @@ def publish(options: argparse.Namespace) -> int:
     print(
         f"{published.repo}@{published.tag} {'published' if published.changed else 'was there already'}: {published.url}"
     )
+    return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    from hft2ane import publish as step
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = step.rollback(options.repo, options.version, Hub(), progress)
+    print(
+        f"{done.repo}@{done.tag} has the files of {options.version}{'' if done.changed else ', as before'}: {done.url}"
+    )
+    print("The next run makes it anew where manifest, original or code ask for it: pause its entry to keep it.")
+    return 0
+
+
+def retire(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.maintain import retire as take_down
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = take_down(options.repo, options.reason, Hub(), progress)
+    print(f"{done.repo}@{done.tag} {'is retired' if done.changed else 'was retired already'}: {done.url}")
     return 0
 
 

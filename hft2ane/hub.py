@@ -254,6 +254,31 @@ class Hub:
 
         return self._once(f"commit to {repo}", send, PublishError)
 
+    def restore(
+        self,
+        repo: str,
+        revision: str,
+        files: Iterable[str],
+        delete: Iterable[str],
+        *,
+        parent: str,
+        title: str,
+        about: str,
+    ) -> str:
+        """Like `commit`, with files that the repo has at `revision`; large ones are not sent."""
+
+        def send() -> str:
+            from huggingface_hub import CommitOperationCopy, CommitOperationDelete
+
+            copies = [CommitOperationCopy(path, path, src_revision=revision) for path in files]
+            deletes = [CommitOperationDelete(path, is_folder=False) for path in delete]
+            done = self._api().create_commit(
+                repo, [*copies, *deletes], commit_message=title, commit_description=about, parent_commit=parent
+            )
+            return str(done.oid)
+
+        return self._once(f"commit to {repo}", send, PublishError)
+
     def read_data(self, repo: str, path: str) -> tuple[str | None, bytes]:
         """The head of a dataset repo, and a small file there, b"" where there is none; (None, b""): no such repo."""
         try:

@@ -148,6 +148,8 @@ def _patient(job: Job, world: World, now: Now) -> Job:
 
 def _compare(one: Wanted, world: World, now: Now) -> Job:
     found, released = world.upstream[one.id], world.published[one.repo]
+    if isinstance(released, Conversion) and released.retired is not None:
+        return replace(_blocked(one, f"retired: {released.retired}"), action="skip")
     if isinstance(found, ModelNotFound) and released is not None:
         return _gone(one, found, world)
     if isinstance(found, Hft2aneError):

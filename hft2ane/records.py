@@ -176,6 +176,7 @@ class Job:
     cause: Cause | None = None
     work: float = 0.0
     major: int = 1
+    retired: str | None = None
     schema: Literal[1] = SCHEMA
 
     @property
@@ -528,7 +529,7 @@ class Report:
 @dataclass(frozen=True)
 class Conversion:
     """conversion.json of a published repo: where it is from, what it is made of, and the three keys. `major`: within
-    one, `interface` stays as it is."""
+    one, `interface` stays as it is; `retired`: why nothing is done for it any more."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -548,6 +549,7 @@ class Conversion:
     toolchain: dict[str, str]
     hft2ane: str
     major: int = 1
+    retired: str | None = None
     schema: Literal[1] = SCHEMA
 
 

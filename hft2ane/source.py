@@ -70,7 +70,7 @@ def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
         shaping = layout.shaping(job.files)
         fresh = tuple(file for file in job.files if file not in shaping)
         hub.download(job.id, job.commit, fresh, into)
-        _take_published(folder, hub, job, progress)
+        take_published(folder, hub, job.repo, progress)
         source = Source(job.id, job.commit, fresh, card)
         records.write(folder / "source.json", source)
         return source
@@ -78,13 +78,13 @@ def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
     _need_room(folder, job.id, job.files, missing)
     hub.download(job.id, job.commit, job.files, into, progress)
     if job.action == "verify":
-        _take_packages(folder, hub, _take_published(folder, hub, job, progress), progress)
+        _take_packages(folder, hub, take_published(folder, hub, job.repo, progress), progress)
     return _finish(folder, Source(job.id, job.commit, job.files, card))
 
 
-def _take_published(folder: Path, hub: Hub, job: Job, progress: Progress) -> Upstream:
+def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> Upstream:
     """The small files of the release -> previous/."""
-    now = hub.look(job.repo)
+    now = hub.look(repo)
     small = [file for file in now.files if not re.match(r"\.|[^/]+\.mlpackage/", file.path)]
     hub.download(now.id, now.commit, small, folder / "previous", progress)
     return now

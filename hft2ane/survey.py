@@ -75,11 +75,15 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int
 
 
 def unwanted(models: Sequence[Wanted], heads: Mapping[str, Listed], hub: Hub) -> dict[str, str]:
-    """Repos that were published from here, with the originals' ids."""
+    """Repos that were published from here and are not retired, with the originals' ids."""
     repos = {each.repo.lower() for each in models}
     ours = (repo for repo, head in heads.items() if MARK in head.tags and repo.lower() not in repos)
     found = hub.conversions(ours)
-    return {repo: record.source.id for repo, record in found.items() if isinstance(record, Conversion)}
+    return {
+        repo: record.source.id
+        for repo, record in found.items()
+        if isinstance(record, Conversion) and not record.retired
+    }
 
 
 def owners(models: Sequence[Wanted]) -> list[str]:

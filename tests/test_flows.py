@@ -15,6 +15,7 @@ from flows.local import night
 from hft2ane import errors, records
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
+from hft2ane.maintain import retire
 from hft2ane.plan import World as Answers
 from hft2ane.records import Conversion, Job, Outcome, Run, silent
 from hft2ane.survey import Survey
@@ -44,6 +45,14 @@ class World:
 
     def night(self) -> Run:
         return night([str(self.folder / "models.yaml")], None, self.folder / "work", hub=self.hub)
+
+    def local_files(self, repo: str) -> Path:
+        """A folder with the files of a repo."""
+        place = self.folder / "copies" / repo
+        for name, content in self.local.files(repo).items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+        return place
 
     def conversion(self, repo: str) -> Conversion:
         found = self.hub.conversion(repo)
@@ -167,6 +176,33 @@ def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp
     assert after["conversion.json"] == before["conversion.json"]
     assert len(world.local.calls("info/lfs|xet-write-token")) == uploads
     assert of(world.night(), "me/second").action == "skip"
+
+
+@pytest.mark.slow
+def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: Run) -> None:
+    """Though its original is gone. The packages stay, byte for byte."""
+    world.local.add("me/third", world.local_files("me/second"))
+    (world.folder / "third.yaml").write_text(MANIFEST.partition("models:")[0] + "models: [me/third]\n")
+
+    def third() -> Run:
+        return night([str(world.folder / "third.yaml")], None, world.folder / "work", hub=world.hub)
+
+    assert of(third(), "me/third").status == "published"
+    before = world.local.files("ane/third-ane")
+    world.local.delete("me/third")
+    done = retire("ane/third-ane", "there is a better one", world.hub)
+    assert (done.tag, done.changed) == ("v2", True)
+    after = world.local.files("ane/third-ane")
+    assert b"> **Retired**: there is a better one. Its files and tags stay" in after["README.md"]
+    assert b"\n- retired\n" in after["README.md"]
+    small = {"README.md", "SHA256SUMS", "conversion.json"}
+    assert {name: after[name] for name in after if name not in small} == {
+        name: before[name] for name in before if name not in small
+    }
+    assert world.conversion("ane/third-ane").retired == "there is a better one"
+    assert retire("ane/third-ane", "there is a better one", world.hub).changed is False
+    outcome = of(third(), "me/third")
+    assert (outcome.status, outcome.why) == ("skip", "retired: there is a better one")
 
 
 def test_a_wave_stops_in_the_night_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -477,6 +477,13 @@ def test_a_wrong_name_is_told_at_once() -> None:
     assert at(0, State(), found=ModelNotFound("there is no owner/name")).action == "blocked"
 
 
+def test_retired_is_left_alone() -> None:
+    retired = replace(published(), retired="there is a better one")
+    for found in (UPSTREAM, ModelNotFound("gone"), edited(RemoteFile("config.json", 1, "9" * 40, False))):
+        job = single(replace(ONE, recipe=Recipe(lengths=(8,))), found, retired)
+        assert (job.action, job.why) == ("skip", "retired: there is a better one")
+
+
 # ---- waves
 
 
