@@ -48,6 +48,16 @@ class Attempts:
 
 
 @dataclass(frozen=True)
+class Untrue:
+    """An audit found that the release at this commit is not what it says. `mend`: the action that makes it so again."""
+
+    __pydantic_config__ = STRICT
+    commit: str
+    mend: Literal["convert", "verify", "card"]
+    why: str
+
+
+@dataclass(frozen=True)
 class State:
     """By published repo. `blocked`: signatures of why; `gone`: since when an original is not found; `settled`:
     digests of all that the plan said skip to, see `keys.settled`; `renewed`: done in the wave of this digest."""
@@ -58,6 +68,7 @@ class State:
     gone: Mapping[str, AwareDatetime] = field(default_factory=dict)
     settled: Mapping[str, str] = field(default_factory=dict)
     renewed: Mapping[str, str] = field(default_factory=dict)
+    untrue: Mapping[str, Untrue] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
 

@@ -165,6 +165,14 @@ def parser() -> argparse.ArgumentParser:
                 "--json", action="store_true", help="progress and error as JSON lines; end when stdin ends"
             )
 
+    sub = add("audit", audit, "Download what is published, and check that it is what it says; measure it again.")
+    sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
+    sub.add_argument("--organization", help="look there instead of where the manifests say")
+    sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+    sub.add_argument("--sample", type=int, metavar="N", help="so many repos, others each day (default: all)")
+    sub.add_argument("--digests", action="store_true", help="compute nothing: files and digests only")
+    sub.add_argument("--json", action="store_true")
+
     sub = add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
     sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
     sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
@@ -409,6 +417,41 @@ def publish(options: argparse.Namespace) -> int:
         f"{published.repo}@{published.tag} {'published' if published.changed else 'was there already'}: {published.url}"
     )
     return 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Exit code 1: something is not what it says. What was found is remembered for the plan, where a token allows."""
+    import tempfile
+    from datetime import UTC, datetime
+
+    from flows import child
+    from hft2ane import recheck, state
+    from hft2ane.hub import Hub
+    from hft2ane.survey import owners, wanted
+    from hft2ane.terminal import bar, show_audit
+
+    models, hub = wanted(paths(options), options.organization, options.only), Hub()
+    if not options.digests and not find_spec("coremltools"):
+        raise BadInput("to measure packages takes the other half: pip install 'hft2ane[convert]', or say --digests")
+    found = []
+    for repo in recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC)):
+        with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, bar(repo) as progress:
+            folder, log = Path(place) / "job", Path(place) / "log"
+            folder.mkdir()
+
+            def measure(job: Path, log: Path = log, progress: Progress = progress) -> None:
+                child.build(job, log, 3600.0, progress)
+
+            found.append(recheck.check(repo, hub, folder, None if options.digests else measure))
+    before, warnings = state.read(hub, owners(models))
+    warnings += state.write(hub, before, recheck.remember(before, found), owners(models))
+    for warning in warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        show_audit(found)
+    return int(any(each.problems for each in found))
 
 
 def rollback(options: argparse.Namespace) -> int:

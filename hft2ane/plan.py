@@ -46,12 +46,14 @@ class World:
     """What is so when the plan is made. Errors are answers too.
 
     `upstream` has an answer for each wanted id, `published` for each wanted repo (None: nothing is there); paused
-    models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids. `state`: what
+    models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids. `heads`: the
+    commits of published repos, as far as they are known. `state`: what
     earlier runs remember; `now`: the time, which only that is compared with."""
 
     upstream: Mapping[str, Upstream | Vanished | Hft2aneError]
     published: Mapping[str, Released]
     unwanted: Mapping[str, str] = field(default_factory=dict)
+    heads: Mapping[str, str] = field(default_factory=dict)
     state: State = field(default_factory=State)
     now: datetime = datetime.max.replace(tzinfo=UTC)
 
@@ -176,6 +178,10 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
     if isinstance(released, Conversion) and (broken := _broken(one, released)):
         return _blocked(one, broken)
     action, reasons = _decide(one, found, files, released, now)
+    untrue = world.state.untrue.get(one.repo)
+    if untrue is not None and untrue.commit == world.heads.get(one.repo):
+        action = min(action, untrue.mend, key=ORDER.index)
+        reasons.append(("request", f"an audit of {one.repo} found: {untrue.why}"))
     cause = min((cause for cause, _ in reasons), key=CAUSES.index, default=None)
     why = "; ".join(why for _, why in reasons) or _settled(found, released)
     work = estimate(action, files, one.recipe)

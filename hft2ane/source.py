@@ -29,7 +29,6 @@ from hft2ane.records import (
     Progress,
     RemoteFile,
     Source,
-    Upstream,
     silent,
 )
 
@@ -78,21 +77,21 @@ def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
     _need_room(folder, job.id, job.files, missing)
     hub.download(job.id, job.commit, job.files, into, progress)
     if job.action == "verify":
-        _take_packages(folder, hub, take_published(folder, hub, job.repo, progress), progress)
+        take_published(folder, hub, job.repo, progress)
+        take_packages(folder, hub, job.repo, progress)
     return _finish(folder, Source(job.id, job.commit, job.files, card))
 
 
-def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> Upstream:
+def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
     """The small files of the release -> previous/."""
     now = hub.look(repo)
     small = [file for file in now.files if not re.match(r"\.|[^/]+\.mlpackage/", file.path)]
     hub.download(now.id, now.commit, small, folder / "previous", progress)
-    return now
 
 
-def _take_packages(folder: Path, hub: Hub, now: Upstream, progress: Progress) -> None:
-    """The packages of the release, and export.json from what was published of it: as if they had been exported here."""
-    record = records.read(folder / "previous" / "conversion.json", Conversion)
+def take_packages(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
+    """The packages of the release, and export.json from previous/: as if they had been exported here."""
+    record, now = records.read(folder / "previous" / "conversion.json", Conversion), hub.look(repo)
     names = {package.file for package in record.packages}
     files = [file for file in now.files if file.path.partition("/")[0] in names]
     hub.download(now.id, now.commit, files, folder, progress)

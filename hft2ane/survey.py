@@ -65,11 +65,14 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int
         for each in active
         if isinstance(found := upstream[each.id], Upstream) and each.repo in heads
     }
-    same = {repo for repo, digest in settled.items() if remembered.settled.get(repo) == digest}
+    same = {
+        repo for repo, digest in settled.items() if remembered.settled.get(repo) == digest
+    } - remembered.untrue.keys()
     published: dict[str, Released] = dict.fromkeys(same, Settled())
     published |= hub.conversions(each.repo for each in active if each.repo not in same)
     others = unwanted(models, heads, hub) if complete else {}
-    world = World(upstream, published, others, remembered, datetime.now(UTC))
+    commits = {repo: head.commit for repo, head in heads.items()}
+    world = World(upstream, published, others, commits, remembered, datetime.now(UTC))
     jobs = plan(models, world, limit=limit)
     return Survey(jobs, world, models, complete, settled, wave(jobs, world), tuple(warnings))
 
@@ -114,7 +117,8 @@ def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: dateti
     done = {outcome.repo for outcome in outcomes if outcome.status in ("published", "unchanged")}
     renewed = {repo: digest for repo, digest in before.renewed.items() if digest == code.today}
     renewed |= {repo: code.today for repo in done if belongs(jobs[repo])}
-    return State(failures, blocked, gone(found), settled, renewed)
+    untrue = {repo: value for repo, value in before.untrue.items() if repo not in done}
+    return State(failures, blocked, gone(found), settled, renewed, untrue)
 
 
 def gone(found: Survey) -> dict[str, datetime]:

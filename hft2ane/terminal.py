@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
     from hft2ane.mil.evaluate import Array
     from hft2ane.mil.inspect import Summary
+    from hft2ane.recheck import Checked
 
 STYLES = {
     "create": "green",
@@ -168,6 +169,16 @@ def show_run(run: Run, title: str) -> None:
     screen().print(made)
     for warning in run.warnings:
         screen().print(f"[yellow]{escape(warning)}[/]")
+
+
+def show_audit(found: Sequence[Checked]) -> None:
+    made = table(None, "", "repo", "commit", "PSNR, worst row, dB: published, now", "")
+    for each in found:
+        word = "[red]untrue[/]" if each.problems else "[green]true[/]" if each.commit else "[dim]nothing[/]"
+        figures = ", ".join(f"{variant} {old:.1f}, {now:.1f}" for variant, old, now in each.measured)
+        said = "; ".join((*each.problems, *each.notes))
+        made.add_row(word, escape(each.repo), (each.commit or "")[:12], figures, escape(said))
+    screen().print(made if found else "No manifest names a model.")
 
 
 def number(value: float | None, digits: int) -> str:

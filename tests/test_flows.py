@@ -1,5 +1,6 @@
 """The nightly flow on a real Prefect in this process, over a Hub on this machine; and its child process."""
 
+import hashlib
 import json
 import os
 import stat
@@ -7,12 +8,14 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import child
 from flows.local import night
 from hft2ane import errors, records
+from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.maintain import retire
@@ -176,6 +179,53 @@ def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp
     assert after["conversion.json"] == before["conversion.json"]
     assert len(world.local.calls("info/lfs|xet-write-token")) == uploads
     assert of(world.night(), "me/second").action == "skip"
+
+
+@pytest.mark.slow
+def test_an_audit_finds_what_is_not_so_and_the_next_night_mends_it(
+    world: World, first_night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def audit(*more: str) -> tuple[int, list[dict[str, Any]]]:
+        command = ["audit", "--manifests", str(world.folder / "models.yaml"), "--only", "me/second", "--json", *more]
+        capsys.readouterr()
+        code = main(command)
+        return code, json.loads(capsys.readouterr().out)
+
+    monkeypatch.setenv("HF_ENDPOINT", world.local.url)
+    monkeypatch.setenv("HF_TOKEN", world.local.token)
+    code, (found,) = audit()
+    assert (code, found["problems"], found["notes"]) == (0, [], [])
+    (measured,) = found["measured"]
+    assert measured[0] == "float16"
+    assert measured[1] == pytest.approx(measured[2], abs=0.5)
+
+    path = "reports/report.json"
+    place = world.local_files("ane/second-ane")
+    report = json.loads((place / path).read_text())
+    bar = next(bar for bar in report["fidelity"] if bar["what"] == "float16")
+    bar["measures"][0]["psnr_min"] += 20  # embellished
+    (place / path).write_text(json.dumps(report))
+    version = f"v{len(world.local.tags('ane/second-ane')) + 1}"
+    world.hub.tag("ane/second-ane", version, world.local.add("ane/second-ane", place))
+    code, (found,) = audit("--digests")
+    assert (code, found["mend"]) == (1, "convert")
+    assert found["problems"] == [f"{path} has not the digest that SHA256SUMS says"]
+
+    sums = (place / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((place / path).read_bytes()).hexdigest()
+    lines = [f"{digest}  {path}" if line.endswith(f"  {path}") else line for line in sums]
+    (place / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    version = f"v{len(world.local.tags('ane/second-ane')) + 1}"
+    world.hub.tag("ane/second-ane", version, world.local.add("ane/second-ane", place))
+    code, (found,) = audit()
+    assert (code, found["mend"]) == (1, "verify")
+    assert "the report says" in found["problems"][0]
+
+    outcome = of(world.night(), "me/second")
+    assert (outcome.action, outcome.status) == ("verify", "published")
+    assert "an audit of ane/second-ane found: float16: " in outcome.why
+    assert audit()[0] == 0
+    assert of(world.night(), "me/second").status == "skip"
 
 
 @pytest.mark.slow

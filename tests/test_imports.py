@@ -35,7 +35,7 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "maintain", "state", "survey", "terminal", "flows"),
+    ("cli", "demo", "maintain", "recheck", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 

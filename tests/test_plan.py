@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hft2ane import keys, layout
-from hft2ane.attempts import State, failed
+from hft2ane.attempts import State, Untrue, failed
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, ModelNotFound
 from hft2ane.hub import Redo, Vanished
 from hft2ane.plan import World, estimate, plan, subject, urgency
@@ -482,6 +482,17 @@ def test_retired_is_left_alone() -> None:
     for found in (UPSTREAM, ModelNotFound("gone"), edited(RemoteFile("config.json", 1, "9" * 40, False))):
         job = single(replace(ONE, recipe=Recipe(lengths=(8,))), found, retired)
         assert (job.action, job.why) == ("skip", "retired: there is a better one")
+
+
+@pytest.mark.parametrize("mend", ["convert", "verify", "card"])
+def test_what_an_audit_found_is_mended(mend: Any) -> None:
+    state = State(untrue={ONE.repo: Untrue("5" * 40, mend, "LICENSE is not there")})
+    found, released = {ONE.id: UPSTREAM}, {ONE.repo: published()}
+    (job,) = plan([ONE], World(found, released, heads={ONE.repo: "5" * 40}, state=state))
+    assert (job.action, job.why) == (mend, "an audit of org/name-ane found: LICENSE is not there")
+    assert job.cause == "request"
+    (job,) = plan([ONE], World(found, released, heads={ONE.repo: "6" * 40}, state=state))
+    assert job.action == "skip"  # another version has been published since
 
 
 # ---- waves
