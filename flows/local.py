@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from hft2ane import records
+from hft2ane import records, waves
 from hft2ane.hub import Hub
 from hft2ane.records import Run
 from hft2ane.terminal import Bars, screen
@@ -43,6 +43,7 @@ def night(
     work: Path,
     only: Sequence[str] | None = None,
     hub: Hub | None = None,
+    wave: int = waves.LIMIT,
 ) -> Run:
     """One run of the nightly flow over `manifests`, with progress bars; everything else is in `work`/run.log.
 
@@ -57,7 +58,7 @@ def night(
         watcher.set(bars)
         hub_of_run.set(hub or Hub())
         with contextlib.suppress(NightlyFailed):  # run.json tells it
-            nightly(list(manifests), organization, str(work), list(only) if only else None)
+            nightly(list(manifests), organization, str(work), list(only) if only else None, wave)
         bars.end("plan")
     result = work / "run.json"
     if not result.is_file() or result.stat().st_mtime < started - 1:

@@ -5,8 +5,9 @@ process, which runs model code and has no token.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import exponential_backoff
 
 from flows import child
-from hft2ane import card, publish, records, source
+from hft2ane import card, publish, records, source, state, waves
+from hft2ane.attempts import news
 from hft2ane.errors import Hft2aneError, Unavailable
 from hft2ane.hub import Hub
 from hft2ane.records import Job, Outcome, Published, Report, Run, silent
-from hft2ane.survey import begin, survey, wanted
+from hft2ane.survey import Survey, begin, owners, remember, survey, wanted
+from hft2ane.waves import belongs, held
 
 BUILD_TIMEOUT = 3600.0
 
@@ -33,9 +36,9 @@ class NightlyFailed(Hft2aneError):
     """The run's other models are published all the same; run.json says what happened to each."""
 
 
-def transient(_: Any, __: Any, state: Any) -> bool:
+def transient(_: Any, __: Any, end: Any) -> bool:
     """The surroundings failed, not the model: worth another try."""
-    return isinstance(state.result(raise_on_failure=False), Unavailable)
+    return isinstance(end.result(raise_on_failure=False), Unavailable)
 
 
 retrying: dict[str, Any] = {
@@ -52,26 +55,48 @@ publish_task = task(name="publish", **retrying)(publish.publish)
 
 
 @flow(name="nightly", validate_parameters=False)
-def nightly(manifests: list[str], organization: str | None, work: str, only: list[str] | None = None) -> Run:
-    """Everything that the manifests want and the Hub does not have. NightlyFailed: see `work`/run.json."""
+def nightly(
+    manifests: list[str],
+    organization: str | None,
+    work: str,
+    only: list[str] | None = None,
+    wave: int = waves.LIMIT,
+) -> Run:
+    """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
+    see `work`/run.json. `wave`: models a night, of those to be done for a reason that many have."""
     started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
     models = wanted([Path(path) for path in manifests], organization, only)
-    paused = {model.id for model in models if model.paused}
-    jobs = survey(models, hub)
-    if any(job.to_do for job in jobs):
+    found = survey(models, hub, complete=not only, limit=wave)
+    if any(job.to_do for job in found.jobs):
         hub.check_token()
-    outcomes = tuple(do(job, folder, hub) for job in jobs)
-    failed = tuple(o.id for o in outcomes if o.status == "failed" or (o.status == "blocked" and o.id not in paused))
-    run = Run(outcomes, failed, round(time.monotonic() - started, 1))
+    outcomes = tuple(each(found, folder, hub))
+    before, after = found.world.state, remember(found, outcomes, folder, datetime.now(UTC))
+    fresh = news(before, after)
+    failed = tuple(outcome.id for outcome in outcomes if outcome.repo in fresh)
+    warnings = (*found.warnings, *state.write(hub, before, after, owners(models)))
+    for warning in warnings:
+        get_run_logger().warning(warning)
+    run = Run(outcomes, failed, round(time.monotonic() - started, 1), warnings)
     records.write(folder / "run.json", run)
     if failed:
-        raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models were not converted: {', '.join(failed)}")
+        raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models newly fail: {', '.join(failed)}")
     return run
+
+
+def each(found: Survey, work: Path, hub: Hub) -> Iterator[Outcome]:
+    """The jobs in turn, until a wave stops for its failures: what is left of it waits."""
+    wave = found.wave
+    for job in found.jobs:
+        late = job.to_do and not wave.takes(job)
+        outcome = do(held(job, wave.stopped or "") if late else job, work, hub)
+        if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
+            wave = wave.after(job.repo, failed=outcome.status == "failed")
+        yield outcome
 
 
 def do(job: Job, work: Path, hub: Hub) -> Outcome:
     """One job from plan to Hub; a failure is an outcome."""
-    if job.action in ("skip", "blocked"):
+    if job.action in ("held", "blocked", "orphan", "skip"):
         return Outcome(job.id, job.repo, job.action, job.why, job.action)
     started, folder = time.monotonic(), work / job.repo.replace("/", "--")
     tell = watcher.get()
@@ -93,7 +118,8 @@ def do(job: Job, work: Path, hub: Hub) -> Outcome:
         tell(job.id, "failed", 1.0)
         seconds = round(time.monotonic() - started, 1)
         text = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
-        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=text, seconds=seconds)
+        kind = type(err).__name__
+        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=text, seconds=seconds, kind=kind)
     tell(job.id, "published", 1.0)
     return outcome(job, folder, published, round(time.monotonic() - started, 1))
 

@@ -157,6 +157,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         toolchain=exported.toolchain,
         hft2ane=version("hft2ane"),
         generation=exported.generation,
+        major=job.major,
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:
@@ -180,26 +181,33 @@ def tokens_kept(release: Path, longest: int) -> int | None:
 
 
 def make(folder: Path, progress: Progress = silent) -> Path:
-    """`refresh` for a job that is about the card only, else `write`."""
+    """`refresh` for a job whose packages are published and stay, else `write`."""
     job = records.read(folder / "job.json", Job)
-    return refresh(folder, progress) if job.action == "card" else write(folder, progress)
+    return refresh(folder, progress) if job.action in ("card", "verify") else write(folder, progress)
 
 
 def refresh(folder: Path, progress: Progress = silent) -> Path:
-    """The release of a card-only update, from previous/ (the published small files) and a fresh source.json.
+    """The release of an update without new packages, from previous/ (what is published) and a fresh source.json.
 
-    It has no packages; SHA256SUMS carries their lines over. What they were made from stays as it was recorded."""
+    Its figures are those of previous/, or those just measured. It has no packages; SHA256SUMS carries their lines over.
+    What they were made from stays as it was recorded."""
     job, fresh = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
     previous = folder / "previous"
     old = records.read(previous / "conversion.json", Conversion)
-    report = records.read(previous / "reports" / "report.json", Report)
+    measured = folder if job.action == "verify" else previous / "reports"
+    report = records.read(measured / "report.json", Report)
     audit = records.read(previous / "reports" / "ranges.json", Audit)
     check_report(report, old, previous)
     conversion = replace(
         old,
         source=replace(old.source, card=fresh.card, files=merge(old.source.files, fresh.files)),
         license=stated(fresh),
+        verify_key=report.verify_key,
         card_key=card_key(fresh, report),
+        protocol=report.protocol,
+        psnr=least_psnr(report),
+        major=job.major,
+        retired=job.retired,
     )
     with whole(folder / "release") as release:
         copy(small_files(layout.shaping(old.source.files)), previous, release)
@@ -376,6 +384,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
         tags=[
             *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
             *dict.fromkeys(PRECISIONS[package.variant][0] for package in conversion.packages),
+            *(["retired"] if conversion.retired else []),
         ],
         model_name=short_name(conversion.source),
         eval_results=results,

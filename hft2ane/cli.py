@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-from hft2ane import records
+from hft2ane import records, waves
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 from hft2ane.records import Gates, Job, Progress, Recipe, Variant
 
@@ -75,6 +75,7 @@ def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
             lint,
             evaluate,
             compare,
+            retire,
             run,
             demo,
         },
@@ -121,6 +122,13 @@ def parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--organization", help="publish there instead of where the manifests say")
         sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+        sub.add_argument(
+            "--wave",
+            type=int,
+            default=waves.LIMIT,
+            metavar="N",
+            help=f"models a night, of those that our own changes are to remake (default: {waves.LIMIT})",
+        )
         if name == "plan":
             sub.add_argument("--json", action="store_true", help="the plan as JSON")
             sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
@@ -156,6 +164,22 @@ def parser() -> argparse.ArgumentParser:
             sub.add_argument(
                 "--json", action="store_true", help="progress and error as JSON lines; end when stdin ends"
             )
+
+    sub = add("audit", audit, "Download what is published, and check that it is what it says; measure it again.")
+    sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
+    sub.add_argument("--organization", help="look there instead of where the manifests say")
+    sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+    sub.add_argument("--sample", type=int, metavar="N", help="so many repos, others each day (default: all)")
+    sub.add_argument("--digests", action="store_true", help="compute nothing: files and digests only")
+    sub.add_argument("--json", action="store_true")
+
+    sub = add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
+
+    sub = add("retire", retire, "Say in a published repo that it gets no new versions; nothing of it is deleted.")
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("--reason", type=reason, required=True, metavar="TEXT", help="why, for those who use it")
 
     sub = add("inspect", inspect, "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.")
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -203,6 +227,14 @@ def add_mode(sub: argparse.ArgumentParser) -> None:
     )
 
 
+def reason(text: str) -> str:
+    """One line, without the full stop that the card adds."""
+    line = " ".join(text.split()).rstrip(".")
+    if not line or not line.isprintable() or len(line) > 500:
+        raise argparse.ArgumentTypeError("a reason is a text of at most 500 characters")
+    return line
+
+
 def lengths(text: str) -> tuple[int, ...]:
     try:
         found = tuple(sorted({int(part) for part in text.split(",")}))
@@ -229,7 +261,11 @@ def plan(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
     from hft2ane.survey import begin, survey, wanted
 
-    jobs = survey(wanted(paths(options), options.organization, options.only), Hub())
+    models = wanted(paths(options), options.organization, options.only)
+    found = survey(models, Hub(), complete=not options.only, limit=options.wave)
+    jobs = found.jobs
+    for warning in found.warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
     for job in jobs:
         if options.jobs and job.to_do:
             begin(options.jobs / job.repo.replace("/", "--"), job)
@@ -252,7 +288,7 @@ def run(options: argparse.Namespace) -> int:
     from hft2ane.terminal import show_run
 
     wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
-    outcome = night(options.manifests, options.organization, options.work, options.only)
+    outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
     show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
     return 1 if outcome.failed else 0
 
@@ -383,6 +419,66 @@ def publish(options: argparse.Namespace) -> int:
     return 0
 
 
+def audit(options: argparse.Namespace) -> int:
+    """Exit code 1: something is not what it says. What was found is remembered for the plan, where a token allows."""
+    import tempfile
+    from datetime import UTC, datetime
+
+    from flows import child
+    from hft2ane import recheck, state
+    from hft2ane.hub import Hub
+    from hft2ane.survey import owners, wanted
+    from hft2ane.terminal import bar, show_audit
+
+    models, hub = wanted(paths(options), options.organization, options.only), Hub()
+    if not options.digests and not find_spec("coremltools"):
+        raise BadInput("to measure packages takes the other half: pip install 'hft2ane[convert]', or say --digests")
+    found = []
+    for repo in recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC)):
+        with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, bar(repo) as progress:
+            folder, log = Path(place) / "job", Path(place) / "log"
+            folder.mkdir()
+
+            def measure(job: Path, log: Path = log, progress: Progress = progress) -> None:
+                child.build(job, log, 3600.0, progress)
+
+            found.append(recheck.check(repo, hub, folder, None if options.digests else measure))
+    before, warnings = state.read(hub, owners(models))
+    warnings += state.write(hub, before, recheck.remember(before, found), owners(models))
+    for warning in warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        show_audit(found)
+    return int(any(each.problems for each in found))
+
+
+def rollback(options: argparse.Namespace) -> int:
+    from hft2ane import publish as step
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = step.rollback(options.repo, options.version, Hub(), progress)
+    print(
+        f"{done.repo}@{done.tag} has the files of {options.version}{'' if done.changed else ', as before'}: {done.url}"
+    )
+    print("The next run makes it anew where manifest, original or code ask for it: pause its entry to keep it.")
+    return 0
+
+
+def retire(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.maintain import retire as take_down
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = take_down(options.repo, options.reason, Hub(), progress)
+    print(f"{done.repo}@{done.tag} {'is retired' if done.changed else 'was retired already'}: {done.url}")
+    return 0
+
+
 def build(options: argparse.Namespace) -> int:
     quieten()
     if options.json:
@@ -397,12 +493,13 @@ def build(options: argparse.Namespace) -> int:
 
 
 def steps(folder: Path, progress: Progress) -> None:
-    """Export, verify and card, as shares of one whole."""
+    """Export, verify and card, as shares of one whole. What is only to be measured again is there already."""
     from hft2ane import card, export, verify
 
-    export.export(folder, lambda what, share: progress(what, 0.3 * share))
+    if records.read(folder / "job.json", Job).action != "verify":
+        export.export(folder, lambda what, share: progress(what, 0.3 * share))
     verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
-    card.write(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+    card.make(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
 
 
 def tell_json(what: str, share: float) -> None:

@@ -5,6 +5,7 @@ Hft2aneError
 ├── ManifestError        one or more problems in manifests/, all of them in the message
 ├── SourceError          the original cannot be taken
 │   ├── ModelNotFound    no such repo, revision or folder
+│   │   └── RevisionNotFound the repo is there, that revision of it is not
 │   ├── AccessDenied     gated or private, and this token may not read it
 │   ├── UnsafeFormat     pickle weights or code of its own, which are never loaded
 │   └── CorruptFile      a file is not what the Hub or its own header says
@@ -52,6 +53,9 @@ class SourceError(Hft2aneError): ...
 
 
 class ModelNotFound(SourceError): ...
+
+
+class RevisionNotFound(ModelNotFound): ...
 
 
 class AccessDenied(SourceError): ...

@@ -31,9 +31,10 @@ from hft2ane.errors import (
     ModelNotFound,
     NoSpace,
     PublishError,
+    RevisionNotFound,
     SourceError,
 )
-from hft2ane.records import SCHEMA, CardFields, Conversion, Progress, RemoteFile, Upstream, parse, silent
+from hft2ane.records import SCHEMA, CardFields, Cause, Conversion, Progress, RemoteFile, Upstream, parse, silent
 
 if TYPE_CHECKING:
     import httpx2
@@ -65,6 +66,23 @@ class Redo:
     """Something is published, but it cannot stay as it is; `why`, in one line."""
 
     why: str
+    cause: Cause = "request"
+
+
+@dataclass(frozen=True)
+class Vanished:
+    """The revision that a manifest pins is gone; `head` is what the repo has now."""
+
+    revision: str
+    head: Upstream
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A repo as the list of an organisation's repos has it."""
+
+    commit: str
+    tags: tuple[str, ...]
 
 
 class Hub:
@@ -99,10 +117,20 @@ class Hub:
             self._get(f"/{info['id']}/resolve/{info['sha']}/{quote(largest.path)}", f"read {id}", method="HEAD")
         return Upstream(info["id"], info["sha"], files, card_fields(info.get("cardData")))
 
-    def look_all(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Upstream | Hft2aneError]:
+    def look_all(self, wanted: Iterable[tuple[str, str]]) -> dict[str, Upstream | Vanished | Hft2aneError]:
         """`look` at many (id, revision) pairs at once; by id, errors as values."""
+
+        def seen(pair: tuple[str, str]) -> Upstream | Vanished:
+            id, revision = pair
+            try:
+                return self.look(id, revision)
+            except RevisionNotFound:
+                if revision == "main":
+                    raise
+                return Vanished(revision, self.look(id))
+
         pairs = list(wanted)
-        return dict(zip([id for id, _ in pairs], _together(lambda pair: self.look(*pair), pairs), strict=True))
+        return dict(zip([id for id, _ in pairs], _together(seen, pairs), strict=True))
 
     def conversion(self, repo: str) -> Conversion | Redo | None:
         """conversion.json at the head of main, as the Hub has it now; None when the repo or the file is not there.
@@ -124,6 +152,24 @@ class Hub:
         """`conversion` of many repos at once, errors as values."""
         names = list(repos)
         return dict(zip(names, _together(self.conversion, names), strict=True))
+
+    def repos(self, organization: str) -> dict[str, Listed]:
+        """The model repos of an organisation at their heads, by name; private ones as far as the token may see them."""
+        found: dict[str, Listed] = {}
+        path = f"/api/models?author={quote(organization, safe='')}&expand[]=sha&expand[]=tags&limit=1000"
+        while path:
+            answer = self._get(path, f"list the repos of {organization}")
+            try:
+                found |= {each["id"]: Listed(each["sha"], tuple(each["tags"])) for each in json.loads(answer.content)}
+            except (ValueError, KeyError, TypeError) as err:
+                raise HubUnavailable(
+                    f"{self.host} lists the repos of {organization} in another form: try later"
+                ) from err
+            following = urlsplit(answer.links.get("next", {}).get("url", ""))
+            path = following.path.removeprefix(urlsplit(self.endpoint).path) + f"?{following.query}" * bool(
+                following.query
+            )
+        return found
 
     def download(
         self, id: str, commit: str, files: Sequence[RemoteFile], into: Path, progress: Progress = silent
@@ -207,6 +253,66 @@ class Hub:
             return str(done.oid)
 
         return self._once(f"commit to {repo}", send, PublishError)
+
+    def restore(
+        self,
+        repo: str,
+        revision: str,
+        files: Iterable[str],
+        delete: Iterable[str],
+        *,
+        parent: str,
+        title: str,
+        about: str,
+    ) -> str:
+        """Like `commit`, with files that the repo has at `revision`; large ones are not sent."""
+
+        def send() -> str:
+            from huggingface_hub import CommitOperationCopy, CommitOperationDelete
+
+            copies = [CommitOperationCopy(path, path, src_revision=revision) for path in files]
+            deletes = [CommitOperationDelete(path, is_folder=False) for path in delete]
+            done = self._api().create_commit(
+                repo, [*copies, *deletes], commit_message=title, commit_description=about, parent_commit=parent
+            )
+            return str(done.oid)
+
+        return self._once(f"commit to {repo}", send, PublishError)
+
+    def read_data(self, repo: str, path: str) -> tuple[str | None, bytes]:
+        """The head of a dataset repo, and a small file there, b"" where there is none; (None, b""): no such repo."""
+        try:
+            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
+            head = str(json.loads(answer.content)["sha"])
+        except ModelNotFound:
+            return None, b""
+        except (ValueError, LookupError, TypeError) as err:
+            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
+        try:
+            return head, self._get(f"/datasets/{repo}/resolve/{head}/{quote(path)}", f"read {repo}/{path}").content
+        except ModelNotFound:
+            return head, b""
+
+    def write_data(self, repo: str, path: str, content: bytes, *, parent: str | None, title: str) -> None:
+        """One commit on top of `parent`; None: the repo is made first, private. Like `commit`, sent once: call this
+        inside `retry`, in a function that reads first."""
+        if parent is None:
+            make = functools.partial(self._api().create_repo, repo, repo_type="dataset", private=True, exist_ok=True)
+            self._write(f"create {repo}", make)
+            parent, _ = self.read_data(repo, path)
+
+        def send() -> None:
+            from huggingface_hub import CommitOperationAdd
+
+            self._api().create_commit(
+                repo,
+                [CommitOperationAdd(path, content)],
+                repo_type="dataset",
+                commit_message=title,
+                parent_commit=parent,
+            )
+
+        self._once(f"commit to {repo}", send, PublishError)
 
     def retry(self, attempt: Callable[[], T]) -> T:
         """`attempt`, again after failures that may pass: 408, 409, 412, 429, 5xx, lost connections. HubUnavailable."""
@@ -362,7 +468,7 @@ class Hub:
             case errors.DisabledRepoError():
                 return AccessDenied(f"{where} has disabled it")
             case errors.RevisionNotFoundError():
-                return ModelNotFound(f"{where} has no such revision of it")
+                return RevisionNotFound(f"{where} has no such revision of it")
             case errors.EntryNotFoundError():
                 return ModelNotFound(f"{where} has no such file")
             case errors.RepositoryNotFoundError():
@@ -470,10 +576,10 @@ def _record(content: bytes) -> Conversion | Redo:
         found = json.loads(content)
         schema = found.get("schema", SCHEMA) if isinstance(found, dict) else SCHEMA
         if schema != SCHEMA:
-            return Redo(f"the published record has schema {schema}, now it is {SCHEMA}")
+            return Redo(f"the published record has schema {schema}, now it is {SCHEMA}", "toolchain")
         return parse(content, Conversion, "conversion.json")
     except (BadInput, ValueError):
-        return Redo("the published record is not readable by this version")
+        return Redo("the published record is not readable by this version", "toolchain")
 
 
 def _checked(id: str) -> str:

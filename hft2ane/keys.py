@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hft2ane import layout
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Recipe, RemoteFile, canonical
+from hft2ane.records import CardFields, Job, Recipe, RemoteFile, Upstream, Wanted, canonical
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
 PROTOCOL = "hft2ane-psnr-2"
@@ -67,6 +67,38 @@ def code_digest(family: str) -> str:
     `encoder-decoder/bert/bert`."""
     families = set().union(*(_family_files(name.replace("-", "_")) for name in family.split("/")))
     return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
+
+
+def implementation_digest(family: str) -> str:
+    """Digest of all source text that a model of this family meets: everything but other families."""
+    other = {*(CODE / "families").glob("*.py")} - _family_files(family.replace("-", "_"))
+    return _digest_files({path for path in CODE.glob("**/*") if path.suffix in (".py", ".j2")} - other)
+
+
+def subject(job: Job, implementation: str, versions: Mapping[str, str]) -> str:
+    """What a try at this job is made of: if none of it has changed, the same will come of it."""
+    return _digest(
+        {
+            "entry": [asdict(job.recipe), asdict(job.gates), job.license],
+            "files": {file.path: file.oid for file in job.files},
+            "code": implementation,
+            "versions": dict(versions),
+        }
+    )
+
+
+def today(protocol: str = PROTOCOL) -> str:
+    """Digest of all that a plan depends on besides the world: our source text, the locked versions, the protocol."""
+    code = _digest_files(path for path in CODE.glob("**/*") if path.suffix in (".py", ".j2"))
+    return _digest({"code": code, "versions": toolchain(), "protocol": protocol, "backend": BACKEND})
+
+
+def settled(one: Wanted, found: Upstream, head: str, today: str) -> str:
+    """Digest of all that decides what becomes of a model whose release is at the commit `head`: a plan is a function
+    of it. A commit stands for its files."""
+    entry = {name: value for name, value in asdict(one).items() if name != "where"}
+    upstream = [found.id, found.commit, asdict(found.card)]
+    return _digest({"entry": entry, "upstream": upstream, "head": head, "today": today})[:32]
 
 
 def _family_files(name: str) -> set[Path]:

@@ -60,6 +60,7 @@ ABOUT = {
     "bits4": "a PSNR in dB above 0, at most 200: a package with weights of 4 bits (palettized-4, mixed-4), which "
     "is lossy; default 25",
     "license": "the licence that the original must have, as the Hub spells it (lower case, e.g. apache-2.0)",
+    "major": "a whole number, 1 to 999; one more than what is published has allows to break its interface; default 1",
     "publish": "a mapping of where the release goes: organization, name",
     "organization": "a Hub user or organisation: letters, digits, '.', '_' and '-', at most 96 characters",
     "name": f"the name of the published repo; in defaults a template with {{name}}, default {NAME_TEMPLATE}",
@@ -173,6 +174,7 @@ class Entry(Shared, total=False):
     id: Required[Annotated[HubId, _about("id")]]
     revision: Annotated[Revision, _about("revision")]
     license: Annotated[License, _about("license")]
+    major: Annotated[Annotated[int, Field(ge=1, le=999)], _about("major")]
     publish: Annotated[PublishKeys, _about("publish")]
     status: Annotated[Literal["active", "paused"], _about("status")]
     reason: Annotated[Reason, _about("reason")]
@@ -518,6 +520,7 @@ def _wanted(file: _File, organization: str | None) -> Iterator[tuple[int, Wanted
                 gates=Gates(**gates),
                 license=entry.get("license"),
                 paused=" ".join(entry["reason"].split()) if "reason" in entry else None,
+                major=entry.get("major", Wanted.major),
             ),
         )
 

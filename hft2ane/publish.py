@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hft2ane import layout, licenses, records
-from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
+from hft2ane import interface, layout, licenses, records
+from hft2ane.errors import BadInput, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
 
@@ -65,6 +65,7 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
         hub.create(job.repo)
     else:
         _claim(hub, job)
+        _keep_interface(hub, job.repo, conversion)
     progress(f"upload to {job.repo}", 0.3)
     repo = _converge(hub, job, release)
     progress(f"check {job.repo}", 0.8)
@@ -135,11 +136,12 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
 def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
     """PublishError: the release is not what job.json asks for, or shows another report than the one that was judged."""
     source = conversion.source
-    commit = source.commit if job.action == "card" else job.commit or "local"  # of the packages, which stay
+    commit = source.commit if job.action in ("card", "verify") else job.commit or "local"  # of the packages, which stay
     same = {
         "the original's id": source.id == job.id,
         "its commit": source.commit == commit,
         "the recipe": conversion.recipe == job.recipe,
+        "the major version": conversion.major == job.major,
         f"reports/{REPORT}": release.sums.get(f"reports/{REPORT}") == digest(folder / REPORT, lfs=True),
     }
     if differ := [what for what, is_same in same.items() if not is_same]:
@@ -201,6 +203,25 @@ def _claim(hub: Hub, job: Job) -> None:
     raise PublishError(
         f"{job.repo} is not ours: it has files, but no {RECORD} that says {job.id}; name another with publish.name"
     )
+
+
+def _keep_interface(hub: Hub, name: str, conversion: Conversion) -> None:
+    """PublishError: apps that use the last version would break, and the major version is the same."""
+    versions = _versions(hub, name)
+    if not versions:
+        return
+    last = max(versions)
+    repo = _there(hub, name, versions[last])
+    old = interface.read(hub.read(repo, RECORD)) if any(file.path == RECORD for file in repo.files) else None
+    if old is None or conversion.major == old.major + 1:
+        return
+    if conversion.major != old.major:
+        raise PublishError(f"{name} v{last} has major version {old.major}, this release {conversion.major}: plan again")
+    if broken := interface.breaks(old, interface.of(conversion)):
+        raise PublishError(
+            f"apps that use {name} v{last} would break ({'; '.join(broken)}): "
+            f"write `major: {old.major + 1}` in the manifest if that must be"
+        )
 
 
 def _origin(hub: Hub, repo: Repo) -> object:
@@ -288,3 +309,45 @@ def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str]) -> str:
 
 def _versions(hub: Hub, name: str) -> dict[int, str]:
     return {int(found[1]): commit for tag, commit in hub.tags(name).items() if (found := VERSION.fullmatch(tag))}
+
+
+def rollback(name: str, tag: str, hub: Hub, progress: Progress = silent) -> Published:
+    """The files of the version `tag` are the head of the repo, under the next tag. Does nothing the second time.
+
+    BadInput: there is no such version; HubUnavailable: run again, it goes on where it was."""
+    progress(f"look at {name}", 0.0)
+    found = VERSION.fullmatch(tag)
+    versions = _versions(hub, name)
+    if found is None or int(found[1]) not in versions:
+        there = ", ".join(f"v{number}" for number in sorted(versions)) or "none"
+        raise BadInput(f"{name} has no version {tag}; there are {there}")
+    old = _there(hub, name, versions[int(found[1])])
+
+    def attempt() -> Repo:
+        repo = _there(hub, name)
+        wrong, gone = _beside(old, repo)
+        if not wrong and not gone:
+            return repo
+        about = f"The files of {tag}, at {old.commit}."
+        commit = hub.restore(name, old.commit, wrong, gone, parent=repo.commit, title=f"Go back to {tag}", about=about)
+        return _there(hub, name, commit)
+
+    progress(f"go back to {tag}", 0.3)
+    try:
+        repo = hub.retry(attempt)
+    except HubUnavailable:
+        repo = _there(hub, name)  # the last try may have landed as well
+        if any(_beside(old, repo)):
+            raise
+    if differ := sorted([name for names in _beside(old, repo) for name in names]):
+        raise PublishError(f"{name} at {repo.commit[:12]} is not {tag} ({', '.join(differ[:5])}): run again")
+    now = _tag(hub, name, repo.commit, versions)
+    changed = repo.commit not in versions.values()
+    progress(f"{name} {now}", 1.0)
+    return Published(name, repo.commit, now, f"{hub.page}/{name}", changed)
+
+
+def _beside(old: Repo, repo: Repo) -> tuple[list[str], list[str]]:
+    """The files of `old` that `repo` has not, or others in their place; and those that it has too many."""
+    before, now = ({file.path: file.oid for file in each.files} for each in (old, repo))
+    return [path for path in before if now.get(path) != before[path]], [path for path in now if path not in before]

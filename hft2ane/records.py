@@ -46,7 +46,13 @@ Mixed = Literal["mixed-6", "mixed-4"]  # each layer has a form of its own
 Variant = Literal[Form, Mixed]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 Part = Literal["", "encoder", "decoder"]  # of a model that is more than one package
-Action = Literal["create", "convert", "card", "skip", "blocked"]
+# verify: measure again what is published · held: to be done, but not now · orphan: published, and wanted by nobody
+Action = Literal["create", "convert", "verify", "card", "held", "blocked", "orphan", "skip"]
+TO_DO: tuple[Action, ...] = ("create", "convert", "verify", "card")
+# Why something is to be done, the most urgent first: a manifest asks for it, the original has changed, the figures are
+# to be taken again, our own code or tools have changed.
+Cause = Literal["request", "upstream", "verify", "toolchain"]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
 
@@ -123,6 +129,7 @@ class Wanted:
     gates: Gates = field(default_factory=Gates)
     license: str | None = None
     paused: str | None = None
+    major: int = 1
 
 
 @dataclass(frozen=True)
@@ -160,7 +167,9 @@ class Upstream:
 
 @dataclass(frozen=True)
 class Job:
-    """job.json: one line of the plan. `files` are the upstream files that the job consumes."""
+    """job.json: one line of the plan. `files` are the upstream files that the job consumes.
+
+    `cause`: its priority; None where nothing is to be done. `work`: estimated 10^12 floating-point operations."""
 
     __pydantic_config__ = STRICT
     action: Action
@@ -172,11 +181,15 @@ class Job:
     recipe: Recipe = field(default_factory=Recipe)
     gates: Gates = field(default_factory=Gates)
     license: str | None = None
+    cause: Cause | None = None
+    work: float = 0.0
+    major: int = 1
+    retired: str | None = None
     schema: Literal[1] = SCHEMA
 
     @property
     def to_do(self) -> bool:
-        return self.action not in ("skip", "blocked")
+        return self.action in TO_DO
 
 
 @dataclass(frozen=True)
@@ -564,7 +577,8 @@ class Report:
 
 @dataclass(frozen=True)
 class Conversion:
-    """conversion.json of a published repo: where it is from, what it is made of, and the three keys."""
+    """conversion.json of a published repo: where it is from, what it is made of, and the three keys. `major`: within
+    one, `interface` stays as it is; `retired`: why nothing is done for it any more."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -584,6 +598,8 @@ class Conversion:
     toolchain: dict[str, str]
     hft2ane: str
     generation: Generation | None = None
+    major: int = 1
+    retired: str | None = None
     schema: Literal[1] = SCHEMA
 
 
@@ -608,14 +624,15 @@ class Published:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one line of the plan. `error`: the one line that says why not. PSNR in dB, `size` in bytes."""
+    """What became of one line of the plan. `error`: the line that says why not, `kind`: its class. PSNR in dB, `size`
+    in bytes."""
 
     __pydantic_config__ = STRICT
     id: str
     repo: str
     action: Action
     why: str
-    status: Literal["published", "unchanged", "failed", "skip", "blocked"]
+    status: Literal["published", "unchanged", "failed", "held", "blocked", "orphan", "skip"]
     error: str | None = None
     task: str | None = None
     rewrite: float | None = None
@@ -623,16 +640,19 @@ class Outcome:
     size: int | None = None
     tag: str | None = None
     seconds: float = 0.0
+    kind: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """run.json: one night. `failed`: the models that somebody must look at."""
+    """run.json: one night. `failed`: models that fail or are blocked and were not in the run before, or for another
+    reason: somebody must look at them. `warnings`: what went wrong without harm."""
 
     __pydantic_config__ = STRICT
     outcomes: tuple[Outcome, ...]
     failed: tuple[str, ...]
     seconds: float
+    warnings: tuple[str, ...] = ()
     schema: Literal[1] = SCHEMA
 
 

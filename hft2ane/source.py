@@ -20,7 +20,17 @@ import yaml
 from hft2ane import layout, records
 from hft2ane.errors import BadInput, CorruptFile, ModelNotFound, NoSpace, UnsafeFormat
 from hft2ane.hub import Hub, card_fields, digest, inside, same
-from hft2ane.records import CardFields, Job, Progress, RemoteFile, Source, silent
+from hft2ane.records import (
+    Audit,
+    CardFields,
+    Conversion,
+    Exported,
+    Job,
+    Progress,
+    RemoteFile,
+    Source,
+    silent,
+)
 
 HEADER_LIMIT = 100_000_000  # bytes; the same as in the safetensors library
 ROOM_TO_EXPORT = 3  # times the source: fp32 weights in memory-mapped files, the package, its canonical copy
@@ -47,7 +57,8 @@ class Stored:
 def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
     """job.json's files at its commit -> source/ and source.json. SourceError, UnsupportedModel, Unavailable.
 
-    For a new card alone: only the card and licence files; and what is published, without packages -> previous/."""
+    For a new card alone: only the card and licence files; and what is published, without packages -> previous/. To
+    measure again what is published: its packages too, in their place, and export.json as their export left it."""
     job = records.read(folder / "job.json", Job)
     if job.commit is None or not job.files:
         raise BadInput(f"{folder / 'job.json'} names no commit and files to fetch: plan this job again")
@@ -58,16 +69,45 @@ def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
         shaping = layout.shaping(job.files)
         fresh = tuple(file for file in job.files if file not in shaping)
         hub.download(job.id, job.commit, fresh, into)
-        now = hub.look(job.repo)
-        small = [file for file in now.files if not re.match(r"\.|[^/]+\.mlpackage/", file.path)]
-        hub.download(now.id, now.commit, small, folder / "previous", progress)
+        take_published(folder, hub, job.repo, progress)
         source = Source(job.id, job.commit, fresh, card)
         records.write(folder / "source.json", source)
         return source
     missing = [file for file in job.files if not same(inside(into, file.path), file)]
     _need_room(folder, job.id, job.files, missing)
     hub.download(job.id, job.commit, job.files, into, progress)
+    if job.action == "verify":
+        take_published(folder, hub, job.repo, progress)
+        take_packages(folder, hub, job.repo, progress)
     return _finish(folder, Source(job.id, job.commit, job.files, card))
+
+
+def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
+    """The small files of the release -> previous/."""
+    now = hub.look(repo)
+    small = [file for file in now.files if not re.match(r"\.|[^/]+\.mlpackage/", file.path)]
+    hub.download(now.id, now.commit, small, folder / "previous", progress)
+
+
+def take_packages(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
+    """The packages of the release, and export.json from previous/: as if they had been exported here."""
+    record, now = records.read(folder / "previous" / "conversion.json", Conversion), hub.look(repo)
+    names = {package.file for package in record.packages}
+    files = [file for file in now.files if file.path.partition("/")[0] in names]
+    hub.download(now.id, now.commit, files, folder, progress)
+    exported = Exported(
+        family=record.family,
+        task=record.task,
+        original=record.original,
+        convert_key=record.convert_key,
+        packages=record.packages,
+        labels=record.labels,
+        problem=record.problem,
+        audit=records.read(folder / "previous" / "reports" / "ranges.json", Audit),
+        toolchain=record.toolchain,
+        seconds=0.0,
+    )
+    records.write(folder / "export.json", exported)
 
 
 def take(folder: Path, local: Path, id: str) -> Source:

@@ -25,11 +25,15 @@ if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
     from hft2ane.mil.evaluate import Array
     from hft2ane.mil.inspect import Summary
+    from hft2ane.recheck import Checked
 
 STYLES = {
     "create": "green",
     "convert": "green",
+    "verify": "cyan",
     "card": "cyan",
+    "held": "yellow",
+    "orphan": "yellow",
     "published": "green",
     "unchanged": "dim",
     "skip": "dim",
@@ -131,10 +135,17 @@ def styled(word: str) -> str:
 
 
 def show_plan(jobs: Sequence[Job]) -> None:
-    made = table(None, "", "model", "to", "why")
+    """`TFLOP`: estimated 10^12 floating-point operations."""
+    made = table(None, "", "model", "to", "cause", "TFLOP", "why", right=("TFLOP",))
     for job in jobs:
-        made.add_row(styled(job.action), escape(job.id), escape(job.repo), escape(job.why))
+        work = number(job.work or None, 1 if job.work >= 1 else 3)
+        row = (styled(job.action), escape(job.id), escape(job.repo), job.cause or "", work, escape(job.why))
+        made.add_row(*row)
     screen().print(made if jobs else "No manifest names a model.")
+    if whole := sum(job.work for job in jobs if job.to_do):
+        screen().print(
+            f"{whole:.1f} TFLOP to do: 10^12 floating-point operations, estimated from the sizes of the files"
+        )
 
 
 def show_run(run: Run, title: str) -> None:
@@ -156,6 +167,18 @@ def show_run(run: Run, title: str) -> None:
             escape(f"{o.repo}@{o.tag}") if o.tag else "",
         )
     screen().print(made)
+    for warning in run.warnings:
+        screen().print(f"[yellow]{escape(warning)}[/]")
+
+
+def show_audit(found: Sequence[Checked]) -> None:
+    made = table(None, "", "repo", "commit", "PSNR, worst row, dB: published, now", "")
+    for each in found:
+        word = "[red]untrue[/]" if each.problems else "[green]true[/]" if each.commit else "[dim]nothing[/]"
+        figures = ", ".join(f"{variant} {old:.1f}, {now:.1f}" for variant, old, now in each.measured)
+        said = "; ".join((*each.problems, *each.notes))
+        made.add_row(word, escape(each.repo), (each.commit or "")[:12], figures, escape(said))
+    screen().print(made if found else "No manifest names a model.")
 
 
 def number(value: float | None, digits: int) -> str:

@@ -242,6 +242,16 @@ def test_plan_says_what_and_why(checkpoint: Checkpoint, hub: LocalHub, run: Run,
     assert "create" in table
 
 
+def test_plan_says_how_much_work(checkpoint: Checkpoint, hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    hub.add("me/tiny", checkpoint())
+    path = manifest(tmp_path, "me/tiny")
+    (job,) = json.loads(run("plan", "--manifests", path, "--json").out)
+    size = next(file["size"] for file in job["files"] if file["path"] == "model.safetensors")
+    assert job["cause"] == "request"
+    assert job["work"] == round(2 * size / 4 * 16 * 30 * 3 / 1e12, 3)
+    assert "TFLOP" in run("plan", "--manifests", path).out
+
+
 def test_plan_with_a_manifest_full_of_mistakes(run: Run, tmp_path: Path) -> None:
     path = manifest(tmp_path, "me/tiny", "{id: me/x, taks: fill-mask}", "me/TINY")
     said = run("plan", "--manifests", path)

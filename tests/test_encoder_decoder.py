@@ -290,8 +290,6 @@ def test_the_same_job_gives_the_same_bytes(built: Path, checkpoint: Path, tmp_pa
     ]
 
 
-<<<<<<< HEAD
-=======
 def test_layers_are_not_chosen_for_a_text_that_is_written(checkpoint: Path, tmp_path: Path) -> None:
     made = job(tmp_path / "job", checkpoint, variants=("float16", "mixed-6"))
     with pytest.raises(
@@ -300,7 +298,6 @@ def test_layers_are_not_chosen_for_a_text_that_is_written(checkpoint: Path, tmp_
         export.export(made)
 
 
->>>>>>> decoder
 def test_later_tokens_change_nothing_before_them(built: Path) -> None:
     program = open_package(built / "tinyDecoder.float16.mlpackage")
     full, _ = sample_inputs(program.function("tokens_16"))

@@ -1,5 +1,6 @@
 """The nightly flow on a real Prefect in this process, over a Hub on this machine; and its child process."""
 
+import hashlib
 import json
 import os
 import stat
@@ -7,15 +8,21 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from flows import child
 from flows.local import night
 from hft2ane import errors, records
+from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Conversion, Outcome, Run, silent
+from hft2ane.maintain import retire
+from hft2ane.plan import World as Answers
+from hft2ane.records import Conversion, Job, Outcome, Run, silent
+from hft2ane.survey import Survey
+from hft2ane.waves import Wave
 from tests.conftest import Checkpoint
 
 MANIFEST = """\
@@ -41,6 +48,14 @@ class World:
 
     def night(self) -> Run:
         return night([str(self.folder / "models.yaml")], None, self.folder / "work", hub=self.hub)
+
+    def local_files(self, repo: str) -> Path:
+        """A folder with the files of a repo."""
+        place = self.folder / "copies" / repo
+        for name, content in self.local.files(repo).items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+        return place
 
     def conversion(self, repo: str) -> Conversion:
         found = self.hub.conversion(repo)
@@ -90,8 +105,34 @@ def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) ->
     before = len(world.local.calls())
     again = world.night()
     assert {o.id for o in again.outcomes if o.status == "skip"} == {"me/first", "me/second"}
-    assert of(again, "me/gpt").status == "failed"
+    writes = [call for call in world.local.calls()[before:] if call.startswith("POST")]
+    assert all("/api/datasets/ane/hft2ane-state/" in call for call in writes)
+    before = len(world.local.calls())
+    world.night()
     assert not [call for call in world.local.calls()[before:] if call.startswith("POST")]
+
+
+@pytest.mark.slow
+def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, tmp_path: Path) -> None:
+    """The run fails when a model newly does; it is left alone for a while, and longer after the next failure."""
+    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    tried = state["attempts"]["ane/gpt-ane"]
+    assert (tried["family"], tried["equal"], tried["count"]) == ("gpt2", 1, 1.0)
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("held", ())
+    assert "model_type 'gpt2'" in of(again, "me/gpt").why
+
+    tried["last"] = "2026-01-01T00:00:00Z"  # time passes
+    (tmp_path / "state.json").write_text(json.dumps(state))
+    world.local.add("datasets/ane/hft2ane-state", tmp_path)
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("failed", ())
+    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    assert state["attempts"]["ane/gpt-ane"]["equal"] == 2
+
+    world.local.delete("datasets/ane/hft2ane-state")
+    again = world.night()
+    assert (of(again, "me/gpt").status, again.failed) == ("failed", ("me/gpt",))
 
 
 @pytest.mark.slow
@@ -115,6 +156,127 @@ def test_a_new_upstream_is_told_apart(world: World, first_night: Run, checkpoint
     assert (outcome.action, outcome.status, outcome.tag) == ("convert", "published", "v3")
     assert "model.safetensors" in outcome.why
     assert world.conversion("ane/first-ane").packages != published.packages
+
+
+@pytest.mark.slow
+def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp_path: Path) -> None:
+    """By a new protocol: the same packages, byte for byte, with a new report and card."""
+    before = world.local.files("ane/second-ane")
+    older = {"protocol": "hft2ane-psnr-0", "verify_key": "0" * 64}
+    record = json.dumps(json.loads(before["conversion.json"]) | older).encode()
+    for name, content in {**before, "conversion.json": record}.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(content)
+    world.hub.tag("ane/second-ane", "v2", world.local.add("ane/second-ane", tmp_path))
+    uploads = len(world.local.calls("info/lfs|xet-write-token"))
+    outcome = of(world.night(), "me/second")
+    assert (outcome.action, outcome.status, outcome.tag) == ("verify", "published", "v3")
+    assert outcome.why == "verification protocol changed: hft2ane-psnr-0 → hft2ane-psnr-2"
+    after = world.local.files("ane/second-ane")
+    packages = [name for name in after if ".mlpackage/" in name]
+    assert packages
+    assert {name: after[name] for name in packages} == {name: before[name] for name in packages}
+    assert after["conversion.json"] == before["conversion.json"]
+    assert len(world.local.calls("info/lfs|xet-write-token")) == uploads
+    assert of(world.night(), "me/second").action == "skip"
+
+
+@pytest.mark.slow
+def test_an_audit_finds_what_is_not_so_and_the_next_night_mends_it(
+    world: World, first_night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def audit(*more: str) -> tuple[int, list[dict[str, Any]]]:
+        command = ["audit", "--manifests", str(world.folder / "models.yaml"), "--only", "me/second", "--json", *more]
+        capsys.readouterr()
+        code = main(command)
+        return code, json.loads(capsys.readouterr().out)
+
+    monkeypatch.setenv("HF_ENDPOINT", world.local.url)
+    monkeypatch.setenv("HF_TOKEN", world.local.token)
+    code, (found,) = audit()
+    assert (code, found["problems"], found["notes"]) == (0, [], [])
+    (measured,) = found["measured"]
+    assert measured[0] == "float16"
+    assert measured[1] == pytest.approx(measured[2], abs=0.5)
+
+    path = "reports/report.json"
+    place = world.local_files("ane/second-ane")
+    report = json.loads((place / path).read_text())
+    bar = next(bar for bar in report["fidelity"] if bar["what"] == "float16")
+    bar["measures"][0]["psnr_min"] += 20  # embellished
+    (place / path).write_text(json.dumps(report))
+    version = f"v{len(world.local.tags('ane/second-ane')) + 1}"
+    world.hub.tag("ane/second-ane", version, world.local.add("ane/second-ane", place))
+    code, (found,) = audit("--digests")
+    assert (code, found["mend"]) == (1, "convert")
+    assert found["problems"] == [f"{path} has not the digest that SHA256SUMS says"]
+
+    sums = (place / "SHA256SUMS").read_text().splitlines()
+    digest = hashlib.sha256((place / path).read_bytes()).hexdigest()
+    lines = [f"{digest}  {path}" if line.endswith(f"  {path}") else line for line in sums]
+    (place / "SHA256SUMS").write_text("\n".join(lines) + "\n")
+    version = f"v{len(world.local.tags('ane/second-ane')) + 1}"
+    world.hub.tag("ane/second-ane", version, world.local.add("ane/second-ane", place))
+    code, (found,) = audit()
+    assert (code, found["mend"]) == (1, "verify")
+    assert "the report says" in found["problems"][0]
+
+    outcome = of(world.night(), "me/second")
+    assert (outcome.action, outcome.status) == ("verify", "published")
+    assert "an audit of ane/second-ane found: float16: " in outcome.why
+    assert audit()[0] == 0
+    assert of(world.night(), "me/second").status == "skip"
+
+
+@pytest.mark.slow
+def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: Run) -> None:
+    """Though its original is gone. The packages stay, byte for byte."""
+    world.local.add("me/third", world.local_files("me/second"))
+    (world.folder / "third.yaml").write_text(MANIFEST.partition("models:")[0] + "models: [me/third]\n")
+
+    def third() -> Run:
+        return night([str(world.folder / "third.yaml")], None, world.folder / "work", hub=world.hub)
+
+    assert of(third(), "me/third").status == "published"
+    before = world.local.files("ane/third-ane")
+    world.local.delete("me/third")
+    done = retire("ane/third-ane", "there is a better one", world.hub)
+    assert (done.tag, done.changed) == ("v2", True)
+    after = world.local.files("ane/third-ane")
+    assert b"> **Retired**: there is a better one. Its files and tags stay" in after["README.md"]
+    assert b"\n- retired\n" in after["README.md"]
+    small = {"README.md", "SHA256SUMS", "conversion.json"}
+    assert {name: after[name] for name in after if name not in small} == {
+        name: before[name] for name in before if name not in small
+    }
+    assert world.conversion("ane/third-ane").retired == "there is a better one"
+    assert retire("ane/third-ane", "there is a better one", world.hub).changed is False
+    outcome = of(third(), "me/third")
+    assert (outcome.status, outcome.why) == ("skip", "retired: there is a better one")
+
+
+def test_a_wave_stops_in_the_night_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from flows import nightly
+
+    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
+    asked = Job("create", "new", "me/new", "ane/new", cause="request")
+    done: list[str] = []
+
+    def do(job: Job, work: Path, hub: Hub) -> Outcome:
+        if not job.to_do:
+            return Outcome(job.id, job.repo, job.action, job.why, "held")
+        done.append(job.id)
+        bad = job.id in ("me/m1", "me/m3")
+        return Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")
+
+    monkeypatch.setattr(nightly, "do", do)
+    found = Survey([*jobs, asked], Answers({}, {}), [], True, {}, Wave(), ())
+    outcomes = list(nightly.each(found, tmp_path, Hub("http://127.0.0.1:9", "hf_x")))
+    assert done == ["me/m0", "me/m1", "me/m2", "me/m3", "me/m4", "me/new"]
+    assert [o.status for o in outcomes] == [
+        "published", "failed", "published", "failed", "published", "held", "held", "held", "held", "published",
+    ]  # fmt: skip
+    assert "2 of the 5 models" in outcomes[5].why
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from huggingface_hub import get_session
 from hft2ane import hub as module
 from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
-from hft2ane.hub import Hub, Redo, card_fields, digest, inside
+from hft2ane.hub import Hub, Redo, Vanished, card_fields, digest, inside
 from hft2ane.localhub import LocalHub
 from hft2ane.records import CardFields, Conversion, Recipe, RemoteFile, Source, Upstream
 
@@ -146,6 +146,10 @@ def test_look_all_gives_errors_as_values(hub: Hub, model: str) -> None:
     assert isinstance(seen[MODEL], Upstream)
     assert isinstance(seen["org/nothing"], ModelNotFound)
     assert list(seen) == [MODEL, "org/nothing"]
+
+
+def test_a_revision_that_is_gone_comes_with_the_head(hub: Hub, model: str) -> None:
+    assert hub.look_all([(MODEL, "0" * 40)]) == {MODEL: Vanished("0" * 40, hub.look(MODEL))}
 
 
 @pytest.mark.parametrize(
@@ -307,7 +311,20 @@ def test_a_publication_without_its_tag_is_not_finished(
 )
 def test_a_record_of_another_version(hub: Hub, local: LocalHub, tmp_path: Path, content: bytes, why: str) -> None:
     local.add("org/odd", folder(tmp_path / "odd", {"conversion.json": content}))
-    assert hub.conversion("org/odd") == Redo(why)
+    assert hub.conversion("org/odd") == Redo(why, "toolchain")
+
+
+def test_the_repos_of_an_organisation_page_by_page(
+    hub: Hub, local: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hft2ane.localhub.metadata.PAGE", 2)
+    card = b"---\ntags: [ane, coreml]\n---\n"
+    heads = {f"org/m{n}": local.add(f"org/m{n}", folder(tmp_path / str(n), {"README.md": card})) for n in range(5)}
+    local.add("else/m", tmp_path / "0")
+    found = hub.repos("org")
+    assert {name: each.commit for name, each in found.items()} == heads
+    assert found["org/m3"].tags == ("ane", "coreml")
+    assert len(local.calls(r"GET /api/models\?")) == 3
 
 
 def test_conversions_gives_errors_as_values(hub: Hub, local: LocalHub, model: str) -> None:

@@ -15,9 +15,11 @@ LAYERS = (
     ("errors", "records", "psnr"),
     (
         "ane",
+        "attempts",
         "compress",
         "coreml",
         "hub",
+        "interface",
         "keys",
         "layout",
         "licenses",
@@ -26,13 +28,14 @@ LAYERS = (
         "manifest",
         "mil",
         "package",
+        "waves",
     ),
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
     ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "survey", "terminal", "flows"),
+    ("cli", "demo", "maintain", "recheck", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 
@@ -91,6 +94,7 @@ def test_a_heavy_library_has_its_places(library: str) -> None:
 LIGHT = (
     "manifest",
     "plan",
+    "survey",
     "hub",
     "source",
     "publish",

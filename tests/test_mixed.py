@@ -14,12 +14,8 @@ from hft2ane import demo, export, mixed, package, records, source, verify
 from hft2ane.ane import Decoder, Embedding, Linear, TokenConvolution
 from hft2ane.audit import Batch, calibration
 from hft2ane.compress import MIXED, PALETTES, about, compress
-<<<<<<< HEAD
 from hft2ane.errors import GateFailed, UnsupportedConfig
 from hft2ane.export import check_variants
-=======
-from hft2ane.errors import GateFailed
->>>>>>> decoder
 from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.mixed import AIMS, Row, Trial, mix, ordered

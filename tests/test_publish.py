@@ -15,7 +15,7 @@ from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, GateFailed, Hft2aneError, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import Hub, Redo
 from hft2ane.localhub import LocalHub
-from hft2ane.publish import publish
+from hft2ane.publish import publish, rollback
 from hft2ane.records import (
     CardFields,
     Conversion,
@@ -230,6 +230,36 @@ def test_but_not_another_package(local: LocalHub, hub: Hub, job: Path, lfs: None
     assert len(local.calls(COMMIT)) == 1
 
 
+LABELS = replace(conversion(), labels=("a", "b"))
+WIDER = replace(
+    conversion(), packages=(replace(conversion().packages[0], functions=(Function("tokens_128", 128, (), ()),)),)
+)
+
+
+@pytest.mark.parametrize(("record", "says"), [(LABELS, "the labels are others"), (WIDER, "has no function main")])
+def test_what_would_break_apps_is_refused(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, record: Conversion, says: str
+) -> None:
+    publish(job, hub)
+    before = len(local.calls("POST|PUT|DELETE"))
+    release(job, record=record)
+    with pytest.raises(PublishError, match=rf"org/tiny-ane v1 would break \(.*{says}.*write `major: 2`"):
+        publish(job, hub)
+    assert len(local.calls("POST|PUT|DELETE")) == before
+
+
+def test_but_not_with_the_next_major_version(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    first = publish(job, hub)
+    release(job, record=replace(LABELS, major=2))
+    records.write(job / "job.json", replace(records.read(job / "job.json", Job), major=2))
+    assert publish(job, hub).tag == "v2"
+    assert local.tags(REPO)["v1"] == first.commit
+    release(job, record=replace(LABELS, major=4))
+    records.write(job / "job.json", replace(records.read(job / "job.json", Job), major=4))
+    with pytest.raises(PublishError, match="major version 2, this release 4"):
+        publish(job, hub)
+
+
 def test_what_others_did_to_the_repo_is_undone_by_one_commit(
     local: LocalHub, hub: Hub, job: Path, tmp_path: Path, lfs: None
 ) -> None:
@@ -309,6 +339,59 @@ def test_a_renamed_repo_is_said(local: LocalHub, hub: Hub, job: Path, lfs: None)
     local.rename(REPO, "org/other")
     with pytest.raises(PublishError, match="is called org/other now"):
         publish(job, hub)
+
+
+# ---- back to an earlier version
+
+OTHER = {**FILES, "README.md": README.encode() + b"More.\n", f"{INNER}/weights/weight.bin": bytes(500_000)}
+
+
+@pytest.fixture
+def twice(local: LocalHub, hub: Hub, job: Path, lfs: None) -> dict[str, bytes]:
+    """v1 and v2 are published, v2 with another README, weights, a file more and a file less; v1's files."""
+    publish(job, hub)
+    first = on_hub(local)
+    publish(release(job, {**{k: v for k, v in OTHER.items() if k != "tokenizer.json"}, "NOTICE": b"x\n"}), hub)
+    return first
+
+
+def test_rollback(local: LocalHub, hub: Hub, twice: dict[str, bytes]) -> None:
+    uploads = len(local.calls("info/lfs|xet-write"))
+    before = local.tags(REPO)
+    done = rollback(REPO, "v1", hub)
+    assert (done.tag, done.changed) == ("v3", True)
+    assert on_hub(local) == on_hub(local, "v3") == twice
+    assert local.tags(REPO) == {**before, "v3": done.commit}
+    assert len(local.calls("info/lfs|xet-write")) == uploads  # large files are not sent again
+    assert isinstance(hub.conversion(REPO), Conversion)
+    assert rollback(REPO, "v1", hub) == replace(done, changed=False)
+    assert len(local.commits(REPO)) == 4
+    assert rollback(REPO, "v2", hub).tag == "v4"
+
+
+@pytest.mark.parametrize("fault", [{"drop": "before"}, {"drop": "after"}, {"status": 412}, {"status": 500}], ids=str)
+def test_rollback_is_one_commit_whatever_happens_to_it(
+    local: LocalHub, hub: Hub, twice: dict[str, bytes], fault: dict[str, Any]
+) -> None:
+    local.fail(COMMIT, times=1, **fault)
+    assert rollback(REPO, "v1", hub).tag == "v3"
+    assert on_hub(local, "v3") == twice
+    assert len(local.commits(REPO)) == 4
+
+
+def test_rollback_goes_on_where_it_was(local: LocalHub, hub: Hub, twice: dict[str, bytes]) -> None:
+    local.fail("POST .*/tag/", times=9, status=500)
+    with pytest.raises(HubUnavailable):
+        rollback(REPO, "v1", hub)
+    local.faults = type(local.faults)()
+    assert rollback(REPO, "v1", hub).tag == "v3"
+    assert len(local.commits(REPO)) == 4
+
+
+@pytest.mark.parametrize("version", ["v3", "v0", "main", "3"])
+def test_rollback_to_no_version(local: LocalHub, hub: Hub, twice: dict[str, bytes], version: str) -> None:
+    with pytest.raises(BadInput, match=f"has no version {version}; there are v1, v2"):
+        rollback(REPO, version, hub)
 
 
 # ---- what survives

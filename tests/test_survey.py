@@ -1,0 +1,149 @@
+"""What planning asks the Hub, on a Hub on this machine: as little as it can, and never less than it must."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from hft2ane import keys, records, state
+from hft2ane.hub import Hub
+from hft2ane.localhub import LocalHub
+from hft2ane.records import Outcome, Wanted
+from hft2ane.survey import Survey, owners, remember, survey
+from tests.test_plan import VERSIONS, release
+
+NAMES = [f"m{n}" for n in range(6)]
+WANTED = [Wanted(f"up/{name}", f"org/{name}-ane", "m.yaml:1") for name in NAMES]
+TAGS = "---\ntags: [coreml, apple-neural-engine]\n---\n"
+
+
+@pytest.fixture(autouse=True)
+def installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keys, "toolchain", lambda: dict(VERSIONS))
+
+
+class World:
+    """Originals, and what would have been published of them."""
+
+    def __init__(self, folder: Path, local: LocalHub) -> None:
+        self.folder, self.local = folder, local
+        self.hub = Hub(local.url, local.token)
+        self.hub.waits = (0.0,)
+        for name in NAMES:
+            self.original(name, b"weights")
+        for job in survey(WANTED, self.hub).jobs:
+            self.publish(job.repo, records.dump(release(job, self.hub.look(job.id))))
+
+    def put(self, repo: str, files: dict[str, bytes]) -> str:
+        place = self.folder / repo
+        for name, content in files.items():
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(content)
+        return self.local.add(repo, place)
+
+    def original(self, name: str, weights: bytes) -> None:
+        card = b"---\nlicense: mit\n---\n"
+        self.put(f"up/{name}", {"config.json": b"{}", "model.safetensors": weights, "README.md": card})
+
+    def publish(self, repo: str, record: bytes) -> None:
+        commit = self.put(repo, {"conversion.json": record, "README.md": TAGS.encode()})
+        self.hub.tag(repo, f"v{len(self.local.tags(repo)) + 1}", commit)
+
+    def run(self, models: list[Wanted] = WANTED, complete: bool = True) -> tuple[Survey, list[str]]:
+        """A run in which what is to be done fails to be; and what it asked the Hub."""
+        before = len(self.local.calls())
+        found = survey(models, self.hub, complete)
+        asked = self.local.calls()[before:]
+        outcomes = [
+            Outcome(job.id, job.repo, job.action, job.why, "failed" if job.to_do else job.action, "x", kind="NoSpace")  # type: ignore[arg-type]
+            for job in found.jobs
+        ]
+        after = remember(found, outcomes, self.folder / "work", datetime.now(UTC))
+        assert state.write(self.hub, found.world.state, after, owners(models)) == []
+        return found, asked
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with LocalHub(tmp_path / "hub") as local:
+        yield World(tmp_path, local)
+
+
+def actions(found: Survey) -> dict[str, str]:
+    return {job.id.partition("/")[2]: job.action for job in found.jobs}
+
+
+def test_what_has_not_changed_is_one_request(world: World) -> None:
+    first, asked = world.run()
+    assert set(actions(first).values()) == {"skip"}
+    assert len(asked) == 2 + 3 * len(WANTED)  # no state yet, the list; the original, the record, its tag
+    again, asked = world.run()
+    assert actions(again) == actions(first)
+    assert {job.why for job in again.jobs} == {"nothing has changed since the last run"}
+    assert len(asked) == 3 + len(WANTED)  # the state's head and file, the list; the original
+    assert len([call for call in asked if "/api/models/up/" in call]) == len(WANTED)
+    _, asked = world.run()
+    assert len(asked) == 3 + len(WANTED)
+
+
+def test_what_has_changed_is_read_again(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.run()
+    world.original("m1", b"new weights")
+    record = json.loads(world.local.files("org/m2-ane")["conversion.json"])
+    world.publish("org/m2-ane", json.dumps(record | {"protocol": "older"}).encode())
+    changed = [
+        replace(each, recipe=replace(each.recipe, lengths=(8,)), major=2) if each.id == "up/m3" else each
+        for each in WANTED
+    ]
+    found, asked = world.run(changed)
+    assert actions(found) == {
+        "m0": "skip", "m1": "convert", "m2": "verify", "m3": "convert", "m4": "skip", "m5": "skip",
+    }  # fmt: skip
+    assert len(asked) == 3 + len(WANTED) + 2 * 3
+    monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "9"})
+    assert set(actions(survey(WANTED, world.hub)).values()) == {"convert"}
+
+
+def test_a_repo_that_is_gone_is_made_again(world: World) -> None:
+    world.run()
+    world.local.delete("org/m4-ane")
+    assert actions(survey(WANTED, world.hub))["m4"] == "create"
+
+
+def test_a_part_of_the_models_forgets_nothing_of_the_others(world: World) -> None:
+    world.run()
+    world.run(WANTED[:1], complete=False)
+    _, asked = world.run()
+    assert len(asked) == 3 + len(WANTED)
+
+
+def test_orphans_are_listed_and_left_alone(world: World) -> None:
+    before = world.local.files("org/m5-ane")
+    found, _ = world.run(WANTED[:-1])
+    assert actions(found)["m5"] == "orphan"
+    assert world.local.files("org/m5-ane") == before
+    assert "m5" not in actions(survey(WANTED[:-1], world.hub, complete=False))
+
+
+def test_without_the_list_each_repo_is_looked_at(world: World) -> None:
+    world.run()
+    world.local.fail(r"GET /api/models\?author", times=9, status=500)
+    found = survey(WANTED[:-1], world.hub)
+    assert set(actions(found).values()) == {"skip"}
+    assert "cannot be listed" in found.warnings[0]
+
+
+def test_what_is_not_found_is_remembered_and_forgotten(world: World) -> None:
+    world.local.delete("up/m0")
+    first, _ = world.run()
+    assert actions(first)["m0"] == "held"
+    second, _ = world.run()
+    since = second.world.state.gone["org/m0-ane"]
+    assert since == first.world.now
+    assert survey(WANTED, world.hub).world.state.gone == {"org/m0-ane": since}
+    world.original("m0", b"weights")
+    world.run()
+    assert survey(WANTED, world.hub).world.state.gone == {}
