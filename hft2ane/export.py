@@ -70,6 +70,9 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     longest = max(job.recipe.lengths)
     shape = (1, CHOICES, longest) if described.task == "multiple-choice" else (1, longest)
     check_size(blank(described), shape, job.recipe.variants, source.id)
+    # No variant has more bytes than the original's weights, which are in fp16 at least.
+    weights = sum(file.size for file in source.files if file.path.endswith(".safetensors"))
+    records.need_room(folder, weights * len(job.recipe.variants), f"the export of {source.id}")
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
     check_lengths(original, job.recipe.lengths, source.id)

@@ -7,19 +7,22 @@ is found instead of repeated, and a crash anywhere is mended by running again.
 
 import json
 import re
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hft2ane import layout, licenses, records
-from hft2ane.errors import GateFailed, HubUnavailable, LicenseError, PublishError
+from hft2ane.errors import CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
 
 RECORD = "conversion.json"
 CARD = "README.md"
 REPORT = "report.json"
+CHECKED = ".checked"
+LARGEST = 50_000_000_000  # bytes: the Hub takes no larger file
 THE_HUBS_OWN = {".gitattributes"}
 NAME = r"\w[\w.-]*"
 OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|reports/{NAME}\.json|assets/{NAME}\.png")
@@ -67,11 +70,13 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
         _claim(hub, job)
     progress(f"upload to {job.repo}", 0.3)
     repo = _converge(hub, job, release)
-    progress(f"check {job.repo}", 0.8)
+    progress(f"check {job.repo}", 0.7)
     _verify(hub, repo, release, job.repo)
+    versions = _versions(hub, job.repo)
+    if repo.commit not in versions.values():
+        _download(hub, repo, release, folder / CHECKED, progress)
     progress(f"tag {job.repo}", 0.9)
     # A private repo that has a tag was public before, and someone has taken it down: it stays down.
-    versions = _versions(hub, job.repo)
     if repo.private and not versions:
         hub.make_public(job.repo)
     tag = _tag(hub, job.repo, repo.commit, versions)
@@ -92,6 +97,8 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
     for name, path in here.items():
         if path.is_symlink() or not path.is_file():
             raise PublishError(f"{path} is not a plain file: make the release again")
+        if path.stat().st_size > LARGEST:
+            raise PublishError(f"{path} has {path.stat().st_size / 1e9:.1f} GB, the Hub takes files of at most 50 GB")
         if not _allowed(name):
             raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
     if absent := {CARD, RECORD, SUMS} - here.keys():
@@ -214,13 +221,20 @@ def _origin(hub: Hub, repo: Repo) -> object:
 
 
 def _converge(hub: Hub, job: Job, release: Release) -> Repo:
-    """The head of the repo, once it is the release."""
+    """The head of the repo, once it is the release. PublishError: another publisher was faster, with another one."""
+    seen: list[Repo] = []
 
     def attempt() -> Repo:
         repo = _there(hub, job.repo)
         changes = _changes(hub, repo, release)
         if not changes:
             return repo
+        if seen and _published_between(hub, seen[0], repo, job.id):
+            raise PublishError(
+                f"another publisher has put another release of {job.id} in {job.repo} meanwhile "
+                f"({repo.commit[:12]}), which stays: plan again"
+            )
+        seen.append(repo)
         commit = hub.commit(
             repo.id,
             changes.add,
@@ -238,6 +252,12 @@ def _converge(hub: Hub, job: Job, release: Release) -> Repo:
         if _changes(hub, repo, release):
             raise
         return repo
+
+
+def _published_between(hub: Hub, first: Repo, now: Repo, id: str) -> bool:
+    """Whether the head has moved to another release of the same model; what others commit by hand is no release."""
+    sums = [next((file.oid for file in repo.files if file.path == SUMS), None) for repo in (first, now)]
+    return sums[0] != sums[1] and _origin(hub, now) == id
 
 
 def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
@@ -273,6 +293,25 @@ def _verify(hub: Hub, repo: Repo, release: Release, name: str) -> None:
         raise PublishError(
             f"{name} at {repo.commit[:12]} is not what was sent ({differ}): nothing was tagged, run again"
         )
+
+
+def _download(hub: Hub, repo: Repo, release: Release, into: Path, progress: Progress) -> None:
+    """What was sent, as anybody gets it: the Hub's list of digests says what we sent, not what its storage gives.
+
+    One file at a time, into an empty folder that is gone afterwards. NoSpace; PublishError: another file came."""
+    sent = [file for file in repo.files if file.path in release.here]
+    shutil.rmtree(into, ignore_errors=True)  # of a run that was killed
+    into.mkdir()
+    try:
+        records.need_room(into, max(file.size for file in sent), f"checking {repo.id}")
+        for number, file in enumerate(sent):
+            progress(f"read {file.path} back", 0.7 + 0.2 * number / len(sent))
+            hub.download(repo.id, repo.commit, [file], into)
+            (into / file.path).unlink()
+    except CorruptFile as err:
+        raise PublishError(f"{repo.id} at {repo.commit[:12]}: {err}; nothing was tagged, run again") from err
+    finally:
+        shutil.rmtree(into)
 
 
 def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str]) -> str:

@@ -628,6 +628,16 @@ def write_bytes(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def need_room(folder: Path, need: int, what: str) -> None:
+    """NoSpace: the disk of `folder` has not `need` bytes free; `what` is for the message."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise NoSpace(
+            f"{what} needs {need / 1e9:.1f} GB of free disk, {folder} has {free / 1e9:.1f} GB: "
+            "make room, or work on another disk"
+        )
+
+
 def clear(folder: Path, keep: str) -> None:
     """Empties a folder, if there is one, but for `keep`."""
     for old in folder.iterdir() if folder.is_dir() else ():
