@@ -147,6 +147,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         psnr=least_psnr(report),
         toolchain=exported.toolchain,
         hft2ane=version("hft2ane"),
+        made=exported.made,
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:
@@ -446,7 +447,6 @@ def body(
         functions=package.functions,
         function=function,
         several=len(package.functions) > 1,
-        lengths=[function.length for function in package.functions],
         contract=contract(package.functions, pad, task),
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),

@@ -25,6 +25,7 @@ from hft2ane.lower import NONE, Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.mixed import mix, rows
+from hft2ane.provenance import made
 from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
 from hft2ane.reference import Original, describe, load
 from hft2ane.rewrite import blank, rewrite
@@ -106,6 +107,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
         audit=ranges,
         toolchain=keys.toolchain(),
         seconds=round(time.monotonic() - started, 2),
+        made=made(),
     )
     records.write(folder / "export.json", exported)
     progress("export", 1.0)

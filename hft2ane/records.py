@@ -293,6 +293,24 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Made:
+    """With what the packages were made, and on what kind of machine. `hft2ane`: its version.
+
+    `commit`: of its git checkout, `changed`: with changes that are not committed, `lock`: SHA-256 of its
+    constraints.txt; None where hft2ane is installed from a wheel. `tools`: installed versions, by package."""
+
+    __pydantic_config__ = STRICT
+    hft2ane: str
+    commit: str | None
+    changed: bool
+    lock: str | None
+    tools: dict[str, str]
+    system: str
+    machine: str
+    python: str
+
+
+@dataclass(frozen=True)
 class Exported:
     """export.json: the packages are in the job's folder."""
 
@@ -307,6 +325,7 @@ class Exported:
     audit: Audit
     toolchain: dict[str, str]
     seconds: float
+    made: Made | None = None
     schema: Literal[1] = SCHEMA
 
 
@@ -515,7 +534,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Conversion:
-    """conversion.json of a published repo: where it is from, what it is made of, and the three keys."""
+    """conversion.json of a published repo: where it is from, what it is made of, and the three keys.
+
+    `made` is of the packages; None in records of before there was this."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -534,6 +555,7 @@ class Conversion:
     psnr: dict[str, float]
     toolchain: dict[str, str]
     hft2ane: str
+    made: Made | None = None
     schema: Literal[1] = SCHEMA
 
 

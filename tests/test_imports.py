@@ -26,13 +26,14 @@ LAYERS = (
         "manifest",
         "mil",
         "package",
+        "provenance",
     ),
     ("families", "sentence"),
     ("reference",),
     ("protocol", "rewrite"),
     ("audit", "condition", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "survey", "terminal", "flows"),
+    ("cli", "demo", "rebuild", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 
