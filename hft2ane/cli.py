@@ -143,6 +143,13 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("release", metavar="REPO[@TAG]", help="a repo with a conversion.json (default: at main)")
     sub.add_argument("--out", type=Path, required=True, help="the folder to make")
 
+    sub = add("verify-signature", verify_signature, "Check that a release is signed, and is what was signed.")
+    sub.add_argument("release", metavar="REPO[@TAG]|FOLDER", help="a repo on the Hub, or a downloaded release")
+    by = sub.add_mutually_exclusive_group(required=True)
+    by.add_argument("--key", type=Path, metavar="PEM", help="the publisher's public key")
+    by.add_argument("--identity", help="whom the CI vouched for, e.g. a workflow's address; needs --issuer")
+    sub.add_argument("--issuer", metavar="URL", help="the CI that vouched")
+
     sub = add("families", families, "Which architectures (model_type) can be converted, for which tasks.")
     sub.add_argument("--markdown", action="store_true", help="as the table of the README")
 
@@ -321,6 +328,23 @@ def rebuild(options: argparse.Namespace) -> int:
         rebuilt = again(options.out, repo, revision or "main", Hub(), progress)
     show_rebuilt(rebuilt)
     return 0 if rebuilt.same else 1
+
+
+def verify_signature(options: argparse.Namespace) -> int:
+    from hft2ane import signature
+
+    if bool(options.identity) != bool(options.issuer):
+        raise BadInput("--identity and --issuer go together: say who signed, and which CI vouched for that")
+    by = {"key": options.key, "identity": options.identity, "issuer": options.issuer}
+    if (folder := Path(options.release)).is_dir():
+        files = signature.verify(folder, **by)
+    else:
+        from hft2ane.hub import Hub
+
+        repo, _, revision = options.release.partition("@")
+        files = signature.verify_repo(Hub(), repo, revision or "main", **by)
+    print(f"{options.release}: signed, and all {files} files are as they were signed")
+    return 0
 
 
 def check_out(out: Path) -> None:

@@ -6,6 +6,7 @@ is found instead of repeated, and a crash anywhere is mended by running again.
 """
 
 import json
+import os
 import re
 import shutil
 import socket
@@ -17,6 +18,7 @@ from hft2ane import layout, licenses, records
 from hft2ane.errors import CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
+from hft2ane.signature import SIGNATURE, sign
 
 RECORD = "conversion.json"
 CARD = "README.md"
@@ -25,7 +27,7 @@ CHECKED = ".checked"
 LARGEST = 50_000_000_000  # bytes: the Hub takes no larger file
 THE_HUBS_OWN = {".gitattributes"}
 NAME = r"\w[\w.-]*"
-OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|reports/{NAME}\.json|assets/{NAME}\.png")
+OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|{re.escape(SIGNATURE)}|reports/{NAME}\.json|assets/{NAME}\.png")
 PACKAGED = re.compile(rf"{NAME}\.mlpackage/(Manifest\.json|Data/com\.apple\.CoreML/({NAME}/)*{NAME}\.(mlmodel|bin))")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(Users|home|root|tmp|private/var)/[\w.-]+")
@@ -55,6 +57,7 @@ class Changes:
 def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     """folder/release/ -> the repo that job.json names; published.json. Does nothing where nothing is to be done.
 
+    With HFT2ANE_SIGNING_KEY, SHA256SUMS is signed first (see signature.sign).
     `changed` in published.json: this call finished a publication, even if an earlier one sent its commit.
     GateFailed, LicenseError, PublishError: refused before anything is sent (also for a repo with other things in it);
     AccessDenied: the token may not write; HubUnavailable: run again, it goes on where it was."""
@@ -63,6 +66,8 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     conversion = _pass_gate(folder, job)
     release = read_release(folder / "release", conversion)
     _match(folder, job, conversion, release)
+    if key := os.environ.get("HFT2ANE_SIGNING_KEY"):
+        release = _signed(release, key)
     progress(f"look at {job.repo}", 0.2)
     if hub.repo(job.repo) is None:
         hub.create(job.repo)
@@ -105,16 +110,23 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
         raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
     sums = _parse_sums(here[SUMS])
     for name, path in here.items():
-        if name != SUMS and name not in sums:
+        if name not in (SUMS, SIGNATURE) and name not in sums:
             raise PublishError(f"{path} is not in {SUMS}: make the release again")
-        if name != SUMS and digest(path, lfs=True) != sums[name]:
+        if name not in (SUMS, SIGNATURE) and digest(path, lfs=True) != sums[name]:
             raise PublishError(f"{path} has been changed since {SUMS} was written: make the release again")
         _scan(name, path)
     packages = {name.split("/")[0] for name in sums if PACKAGED.fullmatch(name)}
     if packages != {package.file for package in conversion.packages}:
         raise PublishError(f"{folder / SUMS} and {RECORD} do not name the same packages: make the release again")
-    id = digest(here[SUMS], lfs=True)
-    return Release({**sums, SUMS: id}, here, id)
+    unlisted = {name: digest(here[name], lfs=True) for name in (SUMS, SIGNATURE) if name in here}
+    return Release({**sums, **unlisted}, here, unlisted[SUMS])
+
+
+def _signed(release: Release, key: str) -> Release:
+    """BadInput: there is no such key, or no library to sign with; HubUnavailable: Sigstore does not answer."""
+    sign(release.here[SUMS], key)
+    path = release.here[SUMS].with_name(SIGNATURE)
+    return Release({**release.sums, SIGNATURE: digest(path, lfs=True)}, {**release.here, SIGNATURE: path}, release.id)
 
 
 def _pass_gate(folder: Path, job: Job) -> Conversion:
@@ -173,7 +185,7 @@ def _parse_sums(path: Path) -> dict[str, str]:
     if (
         len(sums) != len(lines)
         or list(sums) != sorted(sums)
-        or not all(_allowed(name) and name != SUMS for name in sums)
+        or not all(_allowed(name) and name not in (SUMS, SIGNATURE) for name in sums)
     ):
         raise PublishError(f"{path} is not lines of digest, two spaces and a path to publish, sorted: make it again")
     return sums
@@ -270,13 +282,19 @@ def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
 
 
 def _changes(hub: Hub, repo: Repo, release: Release) -> Changes:
-    """PublishError: a file of the release is neither here nor, as it should be, at the head."""
+    """PublishError: a file of the release is neither here nor, as it should be, at the head.
+
+    A signature of the same SHA256SUMS that is at the head stays: each one made has other bytes, and says the same."""
     remote = {file.path: file for file in repo.files}
     for name in release.sums.keys() - release.here.keys():
         if name not in remote or hub.sha256(repo, remote[name]) != release.sums[name]:
             raise PublishError(f"{name} is in {SUMS}, but neither here nor in {repo.id}: convert this model again")
     add = {name: path for name, path in release.here.items() if not _is(path, remote.get(name), release.sums[name])}
-    delete = tuple(name for name in remote if name not in release.sums and name not in THE_HUBS_OWN)
+    kept = THE_HUBS_OWN
+    if SUMS not in add and SIGNATURE in remote:
+        kept = THE_HUBS_OWN | {SIGNATURE}
+        add.pop(SIGNATURE, None)
+    delete = tuple(name for name in remote if name not in release.sums and name not in kept)
     return Changes(add, delete)
 
 

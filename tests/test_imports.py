@@ -27,6 +27,7 @@ LAYERS = (
         "mil",
         "package",
         "provenance",
+        "signature",
     ),
     ("families", "sentence"),
     ("reference",),
@@ -44,6 +45,7 @@ ONLY_IN = {
     "huggingface_hub": ("card", "hub", "reference"),
     "hf_xet": ("localhub",),
     "matplotlib": ("card",),
+    "model_signing": ("signature",),
 }
 
 
@@ -99,6 +101,7 @@ LIGHT = (
     "layout",
     "keys",
     "licenses",
+    "signature",
     "cli",
     "terminal",
     "demo",
