@@ -146,7 +146,8 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
         gate = max(bar.gate, job.gates.of(bar.what))
         if not bar.psnr_min >= gate:  # NaN is below every gate
             raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {gate}")
-    if licenses.check(conversion.source.card.license, job.license) != conversion.license:
+    source = conversion.source
+    if licenses.check(source.card.license, job.license, source.id, layout.legal(source.files)) != conversion.license:
         raise LicenseError(f"{job.id}: {RECORD} says {conversion.license!r}, its source another: make the card again")
     return conversion
 
