@@ -303,6 +303,8 @@ class Hub:
     def _fetch(self, url: str, file: RemoteFile, target: Path, share: _Share, what: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
+        if part.is_symlink():
+            raise CorruptFile(f"{part} leads elsewhere by a symbolic link: delete the link")
         for _ in range(2):  # the second time from nothing: the part may have been another commit's
             while not self.retry(lambda: self._once(what, lambda: self._go_on(url, file, part, share), SourceError)):
                 pass

@@ -71,7 +71,8 @@ REDISTRIBUTABLE = frozenset(
 class Review:
     """A person's word that a model's own licence allows passing on a converted copy.
 
-    `license`: the id on its card then; `commit`: where upstream was; `read`: the licence and notice files that were read, as git's blob SHA-1 by path."""
+    `license`: the id on its card then; `commit`: where upstream was; `read`: the licence and notice files that were
+    read, as git's blob SHA-1 by path."""
 
     reviewer: str
     date: str
