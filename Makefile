@@ -12,7 +12,7 @@ help:  ## this list
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[convert,flows,dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[convert,flows,sign,dev]'
 	@touch $@
 
 demo: .venv  ## the whole pipeline on real models and a Hub on this machine, into demo/

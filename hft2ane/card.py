@@ -158,6 +158,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         hft2ane=version("hft2ane"),
         generation=exported.generation,
         major=job.major,
+        made=exported.made,
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:

@@ -65,6 +65,7 @@ def check_installed(command: Callable[[argparse.Namespace], int]) -> None:
     extras = {
         "convert": {
             convert,
+            rebuild,
             families,
             ranges,
             export,
@@ -145,6 +146,17 @@ def parser() -> argparse.ArgumentParser:
         "--variants", type=variants, default=("float16",), help=f"of {', '.join(records.VARIANTS)} (default: float16)"
     )
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
+
+    sub = add("rebuild", rebuild, "Make a published release's packages again, and compare their digests.")
+    sub.add_argument("release", metavar="REPO[@TAG]", help="a repo with a conversion.json (default: at main)")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to make")
+
+    sub = add("verify-signature", verify_signature, "Check that a release is signed, and is what was signed.")
+    sub.add_argument("release", metavar="REPO[@TAG]|FOLDER", help="a repo on the Hub, or a downloaded release")
+    by = sub.add_mutually_exclusive_group(required=True)
+    by.add_argument("--key", type=Path, metavar="PEM", help="the publisher's public key")
+    by.add_argument("--identity", help="whom the CI vouched for, e.g. a workflow's address; needs --issuer")
+    sub.add_argument("--issuer", metavar="URL", help="the CI that vouched")
 
     sub = add("families", families, "Which architectures (model_type) can be converted, for which tasks.")
     sub.add_argument("--markdown", action="store_true", help="as the table of the README")
@@ -320,8 +332,7 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     from hft2ane.survey import begin
 
     out: Path = options.out
-    if out.exists() and not ((out / "job.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
-        raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
+    check_out(out)
     recipe = Recipe(task=options.task, lengths=options.lengths, variants=options.variants)
     local = Path(options.source)
     job = Job("create", "asked for on the command line", options.source, "", None, (), recipe, Gates(), options.license)
@@ -339,6 +350,42 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     repo = f"your-organization/{upstream.id.rpartition('/')[2]}-ane"
     begin(out, replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)))
     source.fetch(out, hub, progress)
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane.hub import Hub
+    from hft2ane.rebuild import rebuild as again
+    from hft2ane.terminal import bar, show_rebuilt
+
+    check_out(options.out)
+    repo, _, revision = options.release.partition("@")
+    with bar(options.release) as progress:
+        rebuilt = again(options.out, repo, revision or "main", Hub(), progress)
+    show_rebuilt(rebuilt)
+    return 0 if rebuilt.same else 1
+
+
+def verify_signature(options: argparse.Namespace) -> int:
+    from hft2ane import signature
+
+    if bool(options.identity) != bool(options.issuer):
+        raise BadInput("--identity and --issuer go together: say who signed, and which CI vouched for that")
+    by = {"key": options.key, "identity": options.identity, "issuer": options.issuer}
+    if (folder := Path(options.release)).is_dir():
+        files = signature.verify(folder, **by)
+    else:
+        from hft2ane.hub import Hub
+
+        repo, _, revision = options.release.partition("@")
+        files = signature.verify_repo(Hub(), repo, revision or "main", **by)
+    print(f"{options.release}: signed, and all {files} files are as they were signed")
+    return 0
+
+
+def check_out(out: Path) -> None:
+    if out.exists() and not ((out / "job.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
+        raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
 
 
 def families(options: argparse.Namespace) -> int:

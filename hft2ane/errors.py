@@ -21,6 +21,7 @@ Hft2aneError
 ├── ToolchainMismatch    installed versions are not the locked ones
 ├── GateFailed           the figures are below the gate, or could not be taken
 ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
+├── SignatureError       a release is not signed, or not by this key, or is not what was signed
 ├── PublishError         the release could not be published, or is not what was built
 └── Unavailable          the surroundings failed, not the model: try again later
     ├── HubUnavailable   no answer, a server error, or a rate limit that outlasted the retries
@@ -101,6 +102,9 @@ class GateFailed(Hft2aneError): ...
 
 
 class LicenseError(Hft2aneError): ...
+
+
+class SignatureError(Hft2aneError): ...
 
 
 class PublishError(Hft2aneError): ...

@@ -25,6 +25,7 @@ from hft2ane.lower import NONE, Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.mixed import mix, rows
+from hft2ane.provenance import made
 from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
 from hft2ane.reference import WRITERS, Described, Original, describe, load
 from hft2ane.rewrite import blank, rewrite
@@ -73,6 +74,9 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     shape = (1, CHOICES, longest) if described.task == "multiple-choice" else (1, longest)
     check_variants(described, job.recipe.variants, source.id)
     check_size(blank(described), shape, job.recipe.variants, source.id)
+    # No variant has more bytes than the original's weights, which are in fp16 at least.
+    weights = sum(file.size for file in source.files if file.path.endswith(".safetensors"))
+    records.need_room(folder, weights * len(job.recipe.variants), f"the export of {source.id}")
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
     check_lengths(original, job.recipe.lengths, source.id)
@@ -109,6 +113,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
         generation=original.generation,
         toolchain=keys.toolchain(),
         seconds=round(time.monotonic() - started, 2),
+        made=made(),
     )
     records.write(folder / "export.json", exported)
     progress("export", 1.0)

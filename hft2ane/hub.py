@@ -13,10 +13,11 @@ import json
 import logging
 import os
 import re
+import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -47,6 +48,7 @@ T = TypeVar("T")
 LOOK_SECONDS = 10.0  # for one answer about a repo
 SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
 WRITE_SECONDS = 90.0  # the Hub itself gives up a commit after 60
+XET_SECONDS, XET_RATE = 120.0, 500_000.0  # an upload by Xet gets so long, and a second more for so many bytes
 PIECE = 1 << 20
 VERSION = re.compile(r"v([1-9]\d*)")  # the tag of a finished publication
 
@@ -94,6 +96,7 @@ class Hub:
 
     waits: tuple[float, ...] = (1.0, 2.0, 4.0)
     patience: float = 300.0
+    commits_an_hour: int = 100  # the Hub has been seen to refuse more than 128
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
         self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
@@ -104,6 +107,8 @@ class Hub:
         self.page = f"{parts.scheme}://{self.host}{parts.path}"  # the endpoint without a password: to be shown
         self._token = token or None
         self._xet = True
+        self._sent: list[float] = []  # when the last commits were, or will be, sent
+        self._turn = threading.Lock()
         _prepare_client()
 
     # ---- reading
@@ -217,7 +222,17 @@ class Hub:
 
     def create(self, repo: str) -> None:
         """The repo exists after this; private, if it did not before."""
-        self._write(f"create {repo}", lambda: self._api().create_repo(repo, private=True, exist_ok=True))
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        organization, _, name = _checked(repo).rpartition("/")
+        asked = {"name": name, "organization": organization or None, "visibility": "private"}
+
+        def create() -> None:  # not the client's create_repo, which asks again without end or pause when told to wait
+            answer = get_session().post(f"{self.endpoint}/api/repos/create", headers=self._headers(), json=asked)
+            if answer.status_code != 409 or "url" not in answer.json():  # one with a url: it is there
+                hf_raise_for_status(answer)
+
+        self._write(f"create {repo}", create)
 
     def tag(self, repo: str, tag: str, commit: str) -> None:
         """Set a new tag. A tag of that name that exists stays where it is, without an error: look at `tags` again."""
@@ -246,6 +261,7 @@ class Hub:
 
             with ExitStack() as open_files:
                 adds = self._upload(repo, add, open_files)
+                self._await_turn()
                 deletes = [CommitOperationDelete(path, is_folder=False) for path in delete]
                 done = self._api().create_commit(
                     repo, [*adds, *deletes], commit_message=title, commit_description=about, parent_commit=parent
@@ -340,6 +356,15 @@ class Hub:
 
         return build_hf_headers(token=self._token, library_name="hft2ane")
 
+    def _await_turn(self) -> None:
+        """Returns when another commit may be sent without there being more in an hour than are allowed."""
+        with self._turn:
+            now = time.monotonic()
+            recent = [at for at in self._sent if at > now - 3600]
+            at = max(now, recent[-self.commits_an_hour] + 3600) if len(recent) >= self.commits_an_hour else now
+            self._sent = [*recent, at]
+        time.sleep(at - now)
+
     def _refs(self, repo: str) -> GitRefs:
         return self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))
 
@@ -384,6 +409,8 @@ class Hub:
     def _fetch(self, url: str, file: RemoteFile, target: Path, share: _Share, what: str) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
+        if part.is_symlink():
+            raise CorruptFile(f"{part} leads elsewhere by a symbolic link: delete the link")
         for _ in range(2):  # the second time from nothing: the part may have been another commit's
             while not self.retry(lambda: self._once(what, lambda: self._go_on(url, file, part, share), SourceError)):
                 pass
@@ -431,7 +458,8 @@ class Hub:
         if self._xet:
             operations = [CommitOperationAdd(path, str(file)) for path, file in add.items()]
             try:
-                self._api().preupload_lfs_files(repo, operations, free_memory=False)
+                with _xet_watched(sum(file.stat().st_size for file in add.values())):
+                    self._api().preupload_lfs_files(repo, operations, free_memory=False)
             except httpx2.HTTPError:
                 raise
             except (OSError, RuntimeError):
@@ -612,6 +640,21 @@ def _together(call: Callable[[S], T], arguments: Sequence[S]) -> list[T | Hft2an
 
     with ThreadPoolExecutor(8) as threads:
         return list(threads.map(value, arguments))
+
+
+@contextmanager
+def _xet_watched(size: int) -> Iterator[None]:
+    """What uploads by Xet in this process is broken off (RuntimeError) when it takes too long: it waits for ever on a
+    server that is silent."""
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    timer = threading.Timer(XET_SECONDS + size / XET_RATE, abort_xet_session)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache

@@ -34,6 +34,14 @@ README = "README.md"
 LEGAL = re.compile(r"(LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
 
 
+# Bytes: these files are read into memory whole. The largest tokenizer here has 17 MB, the largest index of shards 0.2.
+SMALL = 100_000_000
+# What a config.json counts, and more than any honest one counts up to. transformers makes a name for each label when it
+# reads the file, before anybody can ask for their number: 34 s for four million.
+COUNTS = re.compile(r"(num|n|max)_\w+|\w+_(size|layers?|dim|embeddings)")
+COUNT, LABELS = 1 << 22, 100_000
+
+
 def select(files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
     """The files of a repo that a conversion needs, and no other, in order of path.
 
@@ -48,6 +56,7 @@ def select(files: Sequence[RemoteFile]) -> tuple[RemoteFile, ...]:
     wanted = {*_weights(paths), *(path for path in paths if _is_wanted(path))}
     _check_modules(paths)
     _check_spellings(files, wanted)
+    _check_sizes(file for file in files if file.path in wanted)
     return tuple(sorted((file for file in files if file.path in wanted), key=lambda file: file.path))
 
 
@@ -64,7 +73,7 @@ def legal(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse what config.json itself says cannot be taken. `where` is for the message, e.g. the repo's id.
 
-    UnsafeFormat: it needs code from the repo; UnsupportedModel: it does not say what it is."""
+    UnsafeFormat: it needs code from the repo; UnsupportedModel: it does not say what it is, or counts absurdly far."""
     if config.get("auto_map"):
         raise UnsafeFormat(
             f"{where}: config.json has an auto_map: the model needs Python code from its own repo, which is never run; "
@@ -74,6 +83,12 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
         raise UnsupportedModel(
             f"{where}: config.json names no model_type, so its architecture is unknown; ask the author to add it"
         )
+    for key, value in config.items():
+        most = LABELS if key == "num_labels" else COUNT
+        if COUNTS.fullmatch(key) and type(value) is int and abs(value) > most:
+            raise UnsupportedModel(
+                f"{where}: {key} = {str(value)[:30]} is absurd: no model has more than {most} of that"
+            )
 
 
 def _is_wanted(path: str) -> bool:
@@ -137,6 +152,14 @@ def _check_paths(files: Sequence[RemoteFile]) -> None:
         if {"", ".", ".."} & set(path.split("/")) or re.search(r"[\x00-\x1f\x7f\\]|^[A-Za-z]:", path):
             raise CorruptFile(
                 f"the repo has a file named {path[:200]!r}, which could leave the folder: nothing is taken"
+            )
+
+
+def _check_sizes(files: Iterable[RemoteFile]) -> None:
+    for file in files:
+        if file.size > SMALL and not file.path.endswith(".safetensors"):
+            raise CorruptFile(
+                f"{file.path} has {file.size / 1e6:.0f} MB, no honest one more than {SMALL / 1e6:.0f}: nothing is taken"
             )
 
 

@@ -1,6 +1,10 @@
 """Which licences let us pass on a converted copy, by the ids that the Hub uses for them."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
 from hft2ane.errors import LicenseError
+from hft2ane.records import RemoteFile
 
 # Each allows anyone to redistribute a changed copy, commercially too, if the licence and its notices go along (we
 # publish LICENSE and NOTICE, and name the original); copyleft ones ask for the same licence, which the copy keeps.
@@ -63,11 +67,31 @@ REDISTRIBUTABLE = frozenset(
 )
 
 
-def check(found: str | None, expected: str | None) -> str:
+@dataclass(frozen=True)
+class Review:
+    """A person's word that a model's own licence allows passing on a converted copy.
+
+    `license`: the id on its card then; `commit`: where upstream was; `read`: the licence and notice files that were
+    read, as git's blob SHA-1 by path."""
+
+    reviewer: str
+    date: str
+    commit: str
+    license: str
+    read: Mapping[str, str]
+
+
+# By the Hub's id of the model. For terms that no list can judge (other, gemma, llama3 …); what is refused by name for
+# its uses or its changes stays refused.
+REVIEWED: Mapping[str, Review] = {}
+
+
+def check(found: str | None, expected: str | None, id: str = "", legal: Sequence[RemoteFile] = ()) -> str:
     """The licence under which the conversion may be published, in the Hub's spelling.
 
-    `found` is what the upstream card says now, `expected` what the manifest says. LicenseError: none, another than
-    expected, or one that does not allow redistribution. There is no default and no way around it."""
+    `found` is what the upstream card says now, `expected` what the manifest says, `legal` the licence files of `id`.
+    LicenseError: none, another than expected, or one that does not allow redistribution, and nobody has reviewed it.
+    There is no default and no way around it."""
     if not (license := (found or "").strip().lower()) or license == "unknown":
         raise LicenseError(
             "the original's card names no licence, so nobody may publish a copy: "
@@ -78,15 +102,26 @@ def check(found: str | None, expected: str | None) -> str:
             f"the original's licence is {license!r}, the manifest expects {expected!r}: "
             "read what has changed, then correct `license:` in the manifest, or pause the model"
         )
-    if license not in REDISTRIBUTABLE:
+    if license in REDISTRIBUTABLE:
+        return license
+    if forbids := _forbids(license):
+        raise LicenseError(f"the licence {license!r} {forbids}: choose another original")
+    review = REVIEWED.get(id)
+    if review is None:
         raise LicenseError(
-            f"the licence {license!r} {_why_not(license)}: choose another original, "
-            "or if it does allow that, add it to hft2ane/licenses.py"
+            f"the licence {license!r} {_why_not(license)}: choose another original, or, when you have read its terms "
+            "and they do allow that, add the licence, or the model's review, to hft2ane/licenses.py"
+        )
+    if review.license != license or dict(review.read) != {file.path: file.oid for file in legal}:
+        raise LicenseError(
+            f"the licence {license!r} was reviewed by {review.reviewer} on {review.date} at {review.commit[:12]}, and "
+            "has changed since: read it again, and renew the review in hft2ane/licenses.py"
         )
     return license
 
 
-def _why_not(license: str) -> str:
+def _forbids(license: str) -> str | None:
+    """What a licence's own name says that it does not allow; nothing overrides that."""
     parts = license.split("-")
     if "nd" in parts:
         return "allows no changed copies"
@@ -94,6 +129,10 @@ def _why_not(license: str) -> str:
         return "allows non-commercial use only"
     if "research" in parts:
         return "allows research only"
+    return None
+
+
+def _why_not(license: str) -> str:
     if license == "other":
         return "is the author's own, whose terms no program can judge"
     return "is not known to allow anyone to redistribute a converted copy"

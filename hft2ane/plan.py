@@ -162,7 +162,7 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
         return _blocked(one, f"the original is now called {found.id}: write that at {one.where}")
     try:
         files = layout.select(found.files)
-        license = licenses.check(found.card.license, one.license)
+        license = licenses.check(found.card.license, one.license, one.id, layout.legal(files))
     except (SourceError, LicenseError) as err:
         return _blocked(one, str(err))
     if isinstance(released, Settled):

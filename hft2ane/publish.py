@@ -6,23 +6,28 @@ is found instead of repeated, and a crash anywhere is mended by running again.
 """
 
 import json
+import os
 import re
+import shutil
 import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hft2ane import interface, layout, licenses, records
-from hft2ane.errors import BadInput, GateFailed, HubUnavailable, LicenseError, PublishError
+from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
+from hft2ane.signature import SIGNATURE, sign
 
 RECORD = "conversion.json"
 CARD = "README.md"
 REPORT = "report.json"
+CHECKED = ".checked"
+LARGEST = 50_000_000_000  # bytes: the Hub takes no larger file
 THE_HUBS_OWN = {".gitattributes"}
 NAME = r"\w[\w.-]*"
-OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|reports/{NAME}\.json|assets/{NAME}\.png")
+OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|{re.escape(SIGNATURE)}|reports/{NAME}\.json|assets/{NAME}\.png")
 PACKAGED = re.compile(rf"{NAME}\.mlpackage/(Manifest\.json|Data/com\.apple\.CoreML/({NAME}/)*{NAME}\.(mlmodel|bin))")
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
 MACHINE_PATH = re.compile(rb"(?<![\w.])/(Users|home|root|tmp|private/var)/[\w.-]+")
@@ -52,6 +57,7 @@ class Changes:
 def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     """folder/release/ -> the repo that job.json names; published.json. Does nothing where nothing is to be done.
 
+    With HFT2ANE_SIGNING_KEY, SHA256SUMS is signed first (see signature.sign).
     `changed` in published.json: this call finished a publication, even if an earlier one sent its commit.
     GateFailed, LicenseError, PublishError: refused before anything is sent (also for a repo with other things in it);
     AccessDenied: the token may not write; HubUnavailable: run again, it goes on where it was."""
@@ -60,6 +66,8 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     conversion = _pass_gate(folder, job)
     release = read_release(folder / "release", conversion)
     _match(folder, job, conversion, release)
+    if key := os.environ.get("HFT2ANE_SIGNING_KEY"):
+        release = _signed(release, key)
     progress(f"look at {job.repo}", 0.2)
     if hub.repo(job.repo) is None:
         hub.create(job.repo)
@@ -68,11 +76,13 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
         _keep_interface(hub, job.repo, conversion)
     progress(f"upload to {job.repo}", 0.3)
     repo = _converge(hub, job, release)
-    progress(f"check {job.repo}", 0.8)
+    progress(f"check {job.repo}", 0.7)
     _verify(hub, repo, release, job.repo)
+    versions = _versions(hub, job.repo)
+    if repo.commit not in versions.values():
+        _download(hub, repo, release, folder / CHECKED, progress)
     progress(f"tag {job.repo}", 0.9)
     # A private repo that has a tag was public before, and someone has taken it down: it stays down.
-    versions = _versions(hub, job.repo)
     if repo.private and not versions:
         hub.make_public(job.repo)
     tag = _tag(hub, job.repo, repo.commit, versions)
@@ -93,22 +103,31 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
     for name, path in here.items():
         if path.is_symlink() or not path.is_file():
             raise PublishError(f"{path} is not a plain file: make the release again")
+        if path.stat().st_size > LARGEST:
+            raise PublishError(f"{path} has {path.stat().st_size / 1e9:.1f} GB, the Hub takes files of at most 50 GB")
         if not _allowed(name):
             raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
     if absent := {CARD, RECORD, SUMS} - here.keys():
         raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
     sums = _parse_sums(here[SUMS])
     for name, path in here.items():
-        if name != SUMS and name not in sums:
+        if name not in (SUMS, SIGNATURE) and name not in sums:
             raise PublishError(f"{path} is not in {SUMS}: make the release again")
-        if name != SUMS and digest(path, lfs=True) != sums[name]:
+        if name not in (SUMS, SIGNATURE) and digest(path, lfs=True) != sums[name]:
             raise PublishError(f"{path} has been changed since {SUMS} was written: make the release again")
         _scan(name, path)
     packages = {name.split("/")[0] for name in sums if PACKAGED.fullmatch(name)}
     if packages != {package.file for package in conversion.packages}:
         raise PublishError(f"{folder / SUMS} and {RECORD} do not name the same packages: make the release again")
-    id = digest(here[SUMS], lfs=True)
-    return Release({**sums, SUMS: id}, here, id)
+    unlisted = {name: digest(here[name], lfs=True) for name in (SUMS, SIGNATURE) if name in here}
+    return Release({**sums, **unlisted}, here, unlisted[SUMS])
+
+
+def _signed(release: Release, key: str) -> Release:
+    """BadInput: there is no such key, or no library to sign with; HubUnavailable: Sigstore does not answer."""
+    sign(release.here[SUMS], key)
+    path = release.here[SUMS].with_name(SIGNATURE)
+    return Release({**release.sums, SIGNATURE: digest(path, lfs=True)}, {**release.here, SIGNATURE: path}, release.id)
 
 
 def _pass_gate(folder: Path, job: Job) -> Conversion:
@@ -128,7 +147,8 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
         gate = max(bar.gate, job.gates.of(bar.what))
         if not bar.psnr_min >= gate:  # NaN is below every gate
             raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {gate}")
-    if licenses.check(conversion.source.card.license, job.license) != conversion.license:
+    source = conversion.source
+    if licenses.check(source.card.license, job.license, source.id, layout.legal(source.files)) != conversion.license:
         raise LicenseError(f"{job.id}: {RECORD} says {conversion.license!r}, its source another: make the card again")
     return conversion
 
@@ -168,7 +188,7 @@ def _parse_sums(path: Path) -> dict[str, str]:
     if (
         len(sums) != len(lines)
         or list(sums) != sorted(sums)
-        or not all(_allowed(name) and name != SUMS for name in sums)
+        or not all(_allowed(name) and name not in (SUMS, SIGNATURE) for name in sums)
     ):
         raise PublishError(f"{path} is not lines of digest, two spaces and a path to publish, sorted: make it again")
     return sums
@@ -235,13 +255,20 @@ def _origin(hub: Hub, repo: Repo) -> object:
 
 
 def _converge(hub: Hub, job: Job, release: Release) -> Repo:
-    """The head of the repo, once it is the release."""
+    """The head of the repo, once it is the release. PublishError: another publisher was faster, with another one."""
+    seen: list[Repo] = []
 
     def attempt() -> Repo:
         repo = _there(hub, job.repo)
         changes = _changes(hub, repo, release)
         if not changes:
             return repo
+        if seen and _published_between(hub, seen[0], repo, job.id):
+            raise PublishError(
+                f"another publisher has put another release of {job.id} in {job.repo} meanwhile "
+                f"({repo.commit[:12]}), which stays: plan again"
+            )
+        seen.append(repo)
         commit = hub.commit(
             repo.id,
             changes.add,
@@ -261,6 +288,12 @@ def _converge(hub: Hub, job: Job, release: Release) -> Repo:
         return repo
 
 
+def _published_between(hub: Hub, first: Repo, now: Repo, id: str) -> bool:
+    """Whether the head has moved to another release of the same model; what others commit by hand is no release."""
+    sums = [next((file.oid for file in repo.files if file.path == SUMS), None) for repo in (first, now)]
+    return sums[0] != sums[1] and _origin(hub, now) == id
+
+
 def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
     repo = hub.repo(name, revision)
     if repo is None:
@@ -271,13 +304,19 @@ def _there(hub: Hub, name: str, revision: str = "main") -> Repo:
 
 
 def _changes(hub: Hub, repo: Repo, release: Release) -> Changes:
-    """PublishError: a file of the release is neither here nor, as it should be, at the head."""
+    """PublishError: a file of the release is neither here nor, as it should be, at the head.
+
+    A signature of the same SHA256SUMS that is at the head stays: each one made has other bytes, and says the same."""
     remote = {file.path: file for file in repo.files}
     for name in release.sums.keys() - release.here.keys():
         if name not in remote or hub.sha256(repo, remote[name]) != release.sums[name]:
             raise PublishError(f"{name} is in {SUMS}, but neither here nor in {repo.id}: convert this model again")
     add = {name: path for name, path in release.here.items() if not _is(path, remote.get(name), release.sums[name])}
-    delete = tuple(name for name in remote if name not in release.sums and name not in THE_HUBS_OWN)
+    kept = THE_HUBS_OWN
+    if SUMS not in add and SIGNATURE in remote:
+        kept = THE_HUBS_OWN | {SIGNATURE}
+        add.pop(SIGNATURE, None)
+    delete = tuple(name for name in remote if name not in release.sums and name not in kept)
     return Changes(add, delete)
 
 
@@ -294,6 +333,25 @@ def _verify(hub: Hub, repo: Repo, release: Release, name: str) -> None:
         raise PublishError(
             f"{name} at {repo.commit[:12]} is not what was sent ({differ}): nothing was tagged, run again"
         )
+
+
+def _download(hub: Hub, repo: Repo, release: Release, into: Path, progress: Progress) -> None:
+    """What was sent, as anybody gets it: the Hub's list of digests says what we sent, not what its storage gives.
+
+    One file at a time, into an empty folder that is gone afterwards. NoSpace; PublishError: another file came."""
+    sent = [file for file in repo.files if file.path in release.here]
+    shutil.rmtree(into, ignore_errors=True)  # of a run that was killed
+    into.mkdir()
+    try:
+        records.need_room(into, max(file.size for file in sent), f"checking {repo.id}")
+        for number, file in enumerate(sent):
+            progress(f"read {file.path} back", 0.7 + 0.2 * number / len(sent))
+            hub.download(repo.id, repo.commit, [file], into)
+            (into / file.path).unlink()
+    except CorruptFile as err:
+        raise PublishError(f"{repo.id} at {repo.commit[:12]}: {err}; nothing was tagged, run again") from err
+    finally:
+        shutil.rmtree(into)
 
 
 def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str]) -> str:

@@ -332,6 +332,24 @@ class Audit:
 
 
 @dataclass(frozen=True)
+class Made:
+    """With what the packages were made, and on what kind of machine. `hft2ane`: its version.
+
+    `commit`: of its git checkout, `changed`: with changes that are not committed, `lock`: SHA-256 of its
+    constraints.txt; None where hft2ane is installed from a wheel. `tools`: installed versions, by package."""
+
+    __pydantic_config__ = STRICT
+    hft2ane: str
+    commit: str | None
+    changed: bool
+    lock: str | None
+    tools: dict[str, str]
+    system: str
+    machine: str
+    python: str
+
+
+@dataclass(frozen=True)
 class Exported:
     """export.json: the packages are in the job's folder."""
 
@@ -347,6 +365,7 @@ class Exported:
     toolchain: dict[str, str]
     seconds: float
     generation: Generation | None = None
+    made: Made | None = None
     schema: Literal[1] = SCHEMA
 
 
@@ -578,7 +597,8 @@ class Report:
 @dataclass(frozen=True)
 class Conversion:
     """conversion.json of a published repo: where it is from, what it is made of, and the three keys. `major`: within
-    one, `interface` stays as it is; `retired`: why nothing is done for it any more."""
+    one, `interface` stays as it is; `retired`: why nothing is done for it any more; `made`: with what its packages
+    were, None in records of before there was this."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -600,6 +620,7 @@ class Conversion:
     generation: Generation | None = None
     major: int = 1
     retired: str | None = None
+    made: Made | None = None
     schema: Literal[1] = SCHEMA
 
 
@@ -702,6 +723,16 @@ def write_bytes(path: Path, data: bytes) -> None:
     finally:
         with contextlib.suppress(OSError):  # there may be none, nor a folder to have it
             temporary.unlink(missing_ok=True)
+
+
+def need_room(folder: Path, need: int, what: str) -> None:
+    """NoSpace: the disk of `folder` has not `need` bytes free; `what` is for the message."""
+    free = shutil.disk_usage(folder).free
+    if need > free:
+        raise NoSpace(
+            f"{what} needs {need / 1e9:.1f} GB of free disk, {folder} has {free / 1e9:.1f} GB: "
+            "make room, or work on another disk"
+        )
 
 
 def clear(folder: Path, keep: str) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 from hft2ane import layout, records
-from hft2ane.errors import BadInput, CorruptFile, ModelNotFound, NoSpace, UnsafeFormat
+from hft2ane.errors import BadInput, CorruptFile, ModelNotFound, UnsafeFormat
 from hft2ane.hub import Hub, card_fields, digest, inside, same
 from hft2ane.records import (
     Audit,
@@ -264,12 +264,7 @@ def _link(found: Path, target: Path) -> None:
 
 def _need_room(folder: Path, id: str, files: Iterable[RemoteFile], missing: Iterable[RemoteFile]) -> None:
     need = sum(file.size for file in missing) + ROOM_TO_EXPORT * sum(file.size for file in files)
-    free = shutil.disk_usage(folder).free
-    if need > free:
-        raise NoSpace(
-            f"{id} needs {need / 1e9:.1f} GB of free disk (its files, and {ROOM_TO_EXPORT} times as much to export), "
-            f"{folder} has {free / 1e9:.1f} GB: make room, or work on another disk"
-        )
+    records.need_room(folder, need, f"{id} (its files, and {ROOM_TO_EXPORT} times as much to export)")
 
 
 def _card(readme: Path) -> CardFields:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.mil.compare import Compared, Layer
     from hft2ane.mil.evaluate import Array
     from hft2ane.mil.inspect import Summary
+    from hft2ane.rebuild import Rebuilt
     from hft2ane.recheck import Checked
 
 STYLES = {
@@ -299,6 +300,22 @@ def show_release(folder: Path, release: Path) -> None:
     console.print(f"  {'card':{wide}} {escape(str(release / 'README.md'))}")
     for text in report.not_measured:
         console.print(f"  [dim]not measured here: {escape(text)}[/]")
+
+
+def show_rebuilt(rebuilt: Rebuilt) -> None:
+    """Which packages came out the same, and if not all did, what is to be blamed for it."""
+    console = screen()
+    for file, published, now in rebuilt.packages:
+        how = "the same bytes" if now == published else f"not the same: published {published}, now {now}"
+        console.print(f"{escape(file)}  {how}")
+    if rebuilt.same:
+        return
+    if rebuilt.differences:
+        console.print("Made otherwise than then, which may be why:")
+        for line in rebuilt.differences:
+            console.print(f"  {escape(line)}")
+    else:
+        console.print("Toolchain, code and machine are as then: only the bytes differ, which should not be.")
 
 
 def show_package(path: Path, summary: Summary, identity: str) -> None:

@@ -25,6 +25,13 @@ from hft2ane.localhub import LocalHub  # noqa: E402 - after the environment is s
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiou")]
 
 Checkpoint = Callable[..., Path]
+MATRIX = pytest.StashKey[object]()  # of test_faults.py
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if MATRIX in config.stash:
+        terminalreporter.section("fault matrix of publishing")
+        terminalreporter.write_line(str(config.stash[MATRIX]))
 
 
 @pytest.fixture(autouse=True)

@@ -40,6 +40,7 @@ from hft2ane.records import (
     Latency,
     Lint,
     LintSettings,
+    Made,
     Measure,
     Measured,
     Mixture,
@@ -463,6 +464,16 @@ def test_conversion_record(folder: Path) -> None:
     assert (conversion.source, conversion.license) == (source, "apache-2.0")
 
 
+def test_the_card_says_with_what_it_was_made(folder: Path) -> None:
+    assert "Made on" not in text_of(card.write(folder))
+    made = Made("0.1.0", "f" * 40, True, None, {}, "macOS 26.1", "arm64", "3.11.7")
+    records.write(folder / "export.json", replace(records.read(folder / "export.json", Exported), made=made))
+    text = section(text_of(card.write(folder)), "## Provenance")
+    assert "| Made on | macOS 26.1, arm64, Python 3.11.7 |" in text
+    assert f"| Commit of hft2ane | `{'f' * 40}`, with changes |" in text
+    assert records.read(folder / "release" / "conversion.json", Conversion).made == made
+
+
 def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(card, "plot", DRAWN.__wrapped__)
     monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM.__wrapped__)
@@ -754,7 +765,7 @@ def test_lengths_are_functions(tmp_path: Path) -> None:
     assert "| `tokens_64` | 64 |  |\n| `tokens_384` | 384 | default |" in contract
     assert 'function_name="tokens_384"' in fence(text, "python")
     assert 'configuration.functionName = "tokens_384"' in fence(text, "swift")
-    assert "--lengths 32,64,384" in section(text, "## Provenance")
+    assert "hft2ane rebuild my-org/all-MiniLM-L6-v2-ane --out rebuilt" in section(text, "## Provenance")
 
 
 def test_one_length_needs_no_function(folder: Path) -> None:

@@ -1,8 +1,10 @@
 """The Hub client against a Hub on this machine, over real sockets, with faults."""
 
 import hashlib
+import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +18,7 @@ from hft2ane import hub as module
 from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
 from hft2ane.hub import Hub, Redo, Vanished, card_fields, digest, inside
-from hft2ane.localhub import LocalHub
+from hft2ane.localhub import LocalHub, transfer
 from hft2ane.records import CardFields, Conversion, Recipe, RemoteFile, Source, Upstream
 
 MODEL = "org/model"
@@ -464,3 +466,68 @@ def conversion() -> Conversion:
         toolchain={"torch": "2.13.0"},
         hft2ane="0.1.0",
     )
+
+
+# ---- writing
+
+
+def test_a_hub_that_is_busy_is_not_asked_without_end(hub: Hub, local: LocalHub, slept: list[float]) -> None:
+    hub.waits = (1.0, 2.0)
+    says = "Cannot create repo: another conflicting operation is in progress"
+    local.fail("repos/create", times=99, status=409, says=says)
+    with pytest.raises(HubUnavailable, match=f"cannot create org/new: .* 409 .*{says}"):
+        hub.create("org/new")
+    assert slept == [1.0, 2.0]
+    assert len(local.calls("repos/create")) == 3
+
+
+def test_create(hub: Hub, local: LocalHub) -> None:
+    for _ in range(2):
+        hub.create("org/new")
+    made = hub.repo("org/new")
+    assert made is not None
+    assert made.private
+    with pytest.raises(ModelNotFound, match="no name of a Hub model"):
+        hub.create("../../etc")
+
+
+def test_so_many_commits_an_hour(hub: Hub, local: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, sent = 1000.0, []
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    monkeypatch.setattr(module.time, "sleep", sleep)
+    hub.commits_an_hour = 4
+    head = local.add("org/out", folder(tmp_path / "0", {"x": b"0"}))
+    for number in range(1, 11):
+        now += 10
+        file = folder(tmp_path / str(number), {"x": str(number).encode()}) / "x"
+        head = hub.commit("org/out", {"x": file}, (), parent=head, title=f"{number}", about="")
+        sent.append(now)
+    assert len(local.commits("org/out")) == 11
+    assert sent == [1010, 1020, 1030, 1040, 4610, 4620, 4630, 4640, 8210, 8220]
+    assert Hub.commits_an_hour == 100
+
+
+@pytest.mark.filterwarnings("ignore:Use .content=<...>.:DeprecationWarning")
+def test_xet_that_is_silent_is_replaced_by_lfs(
+    hub: Hub, local: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its store accepts connections, and says nothing: the client would wait for ever."""
+    monkeypatch.setattr(module, "XET_SECONDS", 0.5)
+    head = local.add("org/out", folder(tmp_path / "old", {"x": b"0"}))
+    with socket.socket() as store:
+        store.bind(("127.0.0.1", 0))
+        store.listen()
+        url = f"http://127.0.0.1:{store.getsockname()[1]}"
+        monkeypatch.setattr(transfer, "storage_url", lambda *_: url)
+        file = folder(tmp_path, {"model.safetensors": WEIGHTS}) / "model.safetensors"
+        started = time.monotonic()
+        hub.commit("org/out", {"model.safetensors": file}, (), parent=head, title="new", about="")
+    assert 0.5 < time.monotonic() - started < 30
+    assert local.calls("xet-write-token.* 200")
+    assert local.calls("info/lfs/objects/batch")
+    assert local.files("org/out")["model.safetensors"] == WEIGHTS

@@ -28,6 +28,8 @@ LAYERS = (
         "manifest",
         "mil",
         "package",
+        "provenance",
+        "signature",
         "waves",
     ),
     ("families", "sentence"),
@@ -35,7 +37,7 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "maintain", "recheck", "state", "survey", "terminal", "flows"),
+    ("cli", "demo", "maintain", "rebuild", "recheck", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 
@@ -46,6 +48,7 @@ ONLY_IN = {
     "huggingface_hub": ("card", "hub", "reference"),
     "hf_xet": ("localhub",),
     "matplotlib": ("card",),
+    "model_signing": ("signature",),
 }
 
 
@@ -102,6 +105,7 @@ LIGHT = (
     "layout",
     "keys",
     "licenses",
+    "signature",
     "cli",
     "terminal",
     "demo",

@@ -6,13 +6,23 @@ import socket
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from huggingface_hub import constants
 
 from hft2ane import records
-from hft2ane.errors import AccessDenied, BadInput, GateFailed, Hft2aneError, HubUnavailable, LicenseError, PublishError
+from hft2ane.errors import (
+    AccessDenied,
+    BadInput,
+    GateFailed,
+    Hft2aneError,
+    HubUnavailable,
+    LicenseError,
+    NoSpace,
+    PublishError,
+)
 from hft2ane.hub import Hub, Redo
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish, rollback
@@ -508,6 +518,32 @@ def test_what_landed_is_checked(
         publish(job, hub)
     assert local.tags(REPO) == {}
     assert not local.calls("settings")
+
+
+def test_what_was_sent_is_read_back(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    """The list of digests is right, and the storage gives something else."""
+    commit = publish(job, hub).commit
+    path = local.store.blob(hashlib.sha256(FILES[f"{INNER}/weights/weight.bin"]).hexdigest())
+    path.write_bytes(path.read_bytes()[:-1] + b"!")
+    (job / ".checked").mkdir()  # of a run that was killed
+    hub._api().delete_tag(REPO, tag="v1")
+    with pytest.raises(PublishError, match=f"{commit[:12]}: cannot download .*weight.bin.*size and digest.*run again"):
+        publish(job, hub)
+    assert local.tags(REPO) == {}
+    assert not (job / ".checked").exists()
+
+
+def test_a_file_that_the_hub_would_not_take(job: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hft2ane.publish.LARGEST", 100_000)
+    with pytest.raises(PublishError, match="weight.bin has .* the Hub takes files of at most"):
+        publish(job, hub)
+
+
+def test_no_room_to_read_it_back(local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: Any) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    with pytest.raises(NoSpace, match="checking org/tiny-ane needs"):
+        publish(job, hub)
+    assert local.tags(REPO) == {}
 
 
 def test_a_hub_that_is_down(local: LocalHub, job: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -146,7 +146,7 @@ def test_no_room(hub: Hub, local: LocalHub, job: Path, monkeypatch: pytest.Monke
     plan(hub, local, job, FILES)
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(1, 1, 10))
-    with pytest.raises(NoSpace, match=r"org/model needs 0\.0 GB of free disk .* has 0\.0 GB"):
+    with pytest.raises(NoSpace, match=r"org/model .* needs 0\.0 GB of free disk, .* has 0\.0 GB"):
         source.fetch(job, hub)
     assert not local.calls("resolve")
 

@@ -20,10 +20,14 @@ class Fault:
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0
     drop: Drop | None = None
+    says: str = ""
 
 
 class Faults:
+    """`met`: how many requests have had one."""
+
     def __init__(self) -> None:
+        self.met = 0
         self._planned: list[Fault] = []
         self._lock = threading.Lock()
 
@@ -41,5 +45,6 @@ class Faults:
                     fault.skip -= 1
                     continue
                 fault.times -= 1
+                self.met += 1
                 return fault
         return None

@@ -24,13 +24,16 @@ ROUTES = [*metadata.routes.table, *transfer.routes.table]
 
 @dataclass
 class Call:
-    """A request as it came in. `host` is the origin it was sent to; status 0: no answer yet, or none at all."""
+    """A request as it came in. `host` is the origin it was sent to; status 0: no answer yet, or none at all.
+
+    `ended`: nothing more will come of it."""
 
     method: str
     path: str
     host: str
     auth: str | None
     status: int = 0
+    ended: bool = False
 
 
 class LocalHub:
@@ -114,20 +117,26 @@ class LocalHub:
         headers: Mapping[str, str] | None = None,
         delay: float = 0,
         drop: Drop | None = None,
+        says: str = "injected fault",
     ) -> None:
         """Let the next `times` requests fail in whose "METHOD /path?query" the pattern is found, after `skip` others.
 
-        status, headers  answer so, and do nothing
+        status, headers  answer so, and do nothing; the error's text is what it `says`
         delay            seconds to wait before doing anything
         drop             break the connection: "before" or "after" carrying the request out, by a reset and without an
                          answer; or half-way through the answer's body, by a reset ("mid") or a plain end ("cut")
         """
-        self.faults.plan(Fault(re.compile(pattern), times, skip, status, headers or {}, delay, drop))
+        self.faults.plan(Fault(re.compile(pattern), times, skip, status, headers or {}, delay, drop, says))
 
     def calls(self, pattern: str = "") -> list[str]:
         """ "METHOD /path?query STATUS" of the requests so far in which the pattern is found."""
         lines = [f"{call.method} {call.path} {call.status}" for call in list(self.log)]
         return [line for line in lines if re.search(pattern, line)]
+
+    def settle(self) -> None:
+        """Wait until all requests so far have ended, those too whose sender has given up."""
+        while not all(call.ended for call in list(self.log)):
+            time.sleep(0.01)
 
     def files(self, repo_id: str, revision: str = "main") -> dict[str, bytes]:
         commit = self.store.commit(self.store.repo(key(repo_id)), revision)
@@ -193,9 +202,17 @@ class Handler(BaseHTTPRequestHandler):
             super().finish()
 
     def answer(self) -> None:
-        hub = self.server.hub
         call = Call(self.command, self.path, self.headers.get("Host", ""), self.headers.get("Authorization"))
-        hub.log.append(call)
+        self.server.hub.log.append(call)
+        try:
+            self.act(call)
+        finally:
+            call.ended = True
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
+
+    def act(self, call: Call) -> None:
+        hub = self.server.hub
         fault = hub.faults.take(f"{self.command} {self.path}") or Fault(re.compile(""))
         body = Body(cast(BinaryIO, self.rfile), int(self.headers.get("Content-Length") or 0))
         hub.stopping.wait(fault.delay)
@@ -203,7 +220,7 @@ class Handler(BaseHTTPRequestHandler):
             body.drain()
             return self.reset()
         if fault.status:
-            response = Response.json({"error": "injected fault"}, fault.status, fault.headers)
+            response = Response.json({"error": fault.says}, fault.status, fault.headers)
         else:
             response = self.response(body).ranged(self.headers.get("Range") or "")
         body.drain()
@@ -211,8 +228,6 @@ class Handler(BaseHTTPRequestHandler):
         if fault.drop == "after":
             return self.reset()
         self.send(response, fault.drop)
-
-    do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = answer
 
     def response(self, body: Body) -> Response:
         hub = self.server.hub

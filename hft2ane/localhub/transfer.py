@@ -45,9 +45,13 @@ def upload_mode(commit: Commit, file: dict[str, Any], attributes: bytes) -> dict
 
 @routes.add("GET", API + r"/xet-write-token/(?P<revision>[^/]+)", write=True)
 def xet_write_token(request: Request, repo: Repo, revision: str) -> Response:
-    url, expires = f"local://{xet.new_storage(request.store, repo.key)}", int(time.time()) + 3600
+    url, expires = storage_url(request.store, repo.key), int(time.time()) + 3600
     headers = {"X-Xet-Cas-Url": url, "X-Xet-Access-Token": "local", "X-Xet-Token-Expiration": str(expires)}
     return Response.json({"casUrl": url, "accessToken": "local", "exp": expires}, headers=headers)
+
+
+def storage_url(store: Store, key: str) -> str:
+    return f"local://{xet.new_storage(store, key)}"
 
 
 # LFS
