@@ -65,13 +65,12 @@ def toolchain() -> dict[str, str]:
 def code_digest(family: str) -> str:
     """Digest of the source text that shapes the graph of this family: a model_type, and for a pair those of its parts,
     `encoder-decoder/bert/bert`."""
-    families = set().union(*(_family_files(name.replace("-", "_")) for name in family.split("/")))
-    return _digest_files([*(CODE / "ane").glob("*.py"), *families, *(CODE / f"{name}.py" for name in SHAPING)])
+    return _digest_files([*(CODE / "ane").glob("*.py"), *_families(family), *(CODE / f"{name}.py" for name in SHAPING)])
 
 
 def implementation_digest(family: str) -> str:
-    """Digest of all source text that a model of this family meets: everything but other families."""
-    other = {*(CODE / "families").glob("*.py")} - _family_files(family.replace("-", "_"))
+    """Digest of all source text that a model of this family, or pair, meets: everything but other families."""
+    other = {*(CODE / "families").glob("*.py")} - _families(family)
     return _digest_files({path for path in CODE.glob("**/*") if path.suffix in (".py", ".j2")} - other)
 
 
@@ -99,6 +98,11 @@ def settled(one: Wanted, found: Upstream, head: str, today: str) -> str:
     entry = {name: value for name, value in asdict(one).items() if name != "where"}
     upstream = [found.id, found.commit, asdict(found.card)]
     return _digest({"entry": entry, "upstream": upstream, "head": head, "today": today})[:32]
+
+
+def _families(family: str) -> set[Path]:
+    """The files of a family, or of a pair's."""
+    return set().union(*(_family_files(name.replace("-", "_")) for name in family.split("/")))
 
 
 def _family_files(name: str) -> set[Path]:

@@ -8,10 +8,7 @@ from pathlib import Path
 from hft2ane import card, layout, publish, records, source
 from hft2ane.errors import BadInput
 from hft2ane.hub import Hub
-from hft2ane.records import Conversion, Gates, Job, Progress, Published, Source, silent
-
-# A retired card shows the figures that it has, by the gates of its report.
-NO_GATES = Gates(0, 0, 0, 0, 0)
+from hft2ane.records import UNGATED, Conversion, Job, Progress, Published, Source, silent
 
 
 def retire(repo: str, reason: str, hub: Hub, progress: Progress = silent) -> Published:
@@ -25,7 +22,7 @@ def retire(repo: str, reason: str, hub: Hub, progress: Progress = silent) -> Pub
             raise BadInput(f"{repo} has no conversion.json, so it was not published from here: name another")
         old = records.read(folder / "previous" / "conversion.json", Conversion)
         job = Job(
-            "card", f"retired: {reason}", old.source.id, repo, old.source.commit, recipe=old.recipe, gates=NO_GATES
+            "card", f"retired: {reason}", old.source.id, repo, old.source.commit, recipe=old.recipe, gates=UNGATED
         )
         job = replace(job, license=old.license, major=old.major, retired=reason)
         shaping = layout.shaping(old.source.files)

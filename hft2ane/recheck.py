@@ -15,7 +15,7 @@ from hft2ane import keys, package, records, source
 from hft2ane.attempts import State, Untrue
 from hft2ane.errors import Hft2aneError, SourceError, Unavailable
 from hft2ane.hub import VERSION, Hub, digest
-from hft2ane.records import SUMS, Conversion, Gates, Job, RemoteFile, Report, silent
+from hft2ane.records import SUMS, UNGATED, Conversion, Job, RemoteFile, Report, silent
 
 RECORD = "conversion.json"
 TOLERANCE = 1.0  # dB: machines differ by some tenths
@@ -101,8 +101,7 @@ def _measure(repo: str, hub: Hub, folder: Path, record: Conversion, measure: Mea
     if published.protocol != keys.PROTOCOL:
         return Checked(repo, None, (), (f"its figures are of {published.protocol}: not measured again",))
     recipe = replace(record.recipe, lengths=(min(record.recipe.lengths),))
-    gates = Gates(0, 0, 0, 0, 0)  # compared with what is published, not with a gate
-    job = Job("verify", "audit", record.source.id, repo, record.source.commit, record.source.files, recipe, gates)
+    job = Job("verify", "audit", record.source.id, repo, record.source.commit, record.source.files, recipe, UNGATED)
     records.write(folder / "job.json", replace(job, license=record.license, major=record.major))
     try:
         source.fetch(folder, hub, silent)

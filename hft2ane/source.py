@@ -106,6 +106,8 @@ def take_packages(folder: Path, hub: Hub, repo: str, progress: Progress = silent
         audit=records.read(folder / "previous" / "reports" / "ranges.json", Audit),
         toolchain=record.toolchain,
         seconds=0.0,
+        generation=record.generation,
+        made=record.made,
     )
     records.write(folder / "export.json", exported)
 

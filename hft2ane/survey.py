@@ -134,11 +134,14 @@ def gone(found: Survey) -> dict[str, datetime]:
 
 
 def model_type(folder: Path) -> str:
-    """Of the original in a job's folder; "" where none can be read."""
+    """Of the original in a job's folder, of a pair with those of its parts: `encoder-decoder/bert/bert`; "" where none
+    can be read."""
     with contextlib.suppress(OSError, ValueError):
         config = json.loads((folder / "source" / "config.json").read_bytes())
-        if isinstance(config, dict) and isinstance(config.get("model_type"), str):
-            return str(config["model_type"])
+        if isinstance(config, dict):
+            parts = (config, config.get("encoder"), config.get("decoder"))
+            found = (part.get("model_type") for part in parts if isinstance(part, dict))
+            return "/".join(name for name in found if isinstance(name, str))
     return ""
 
 

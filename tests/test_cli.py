@@ -269,6 +269,21 @@ def test_plan_only_what_is_asked(checkpoint: Checkpoint, hub: LocalHub, run: Run
     refused(run("plan", "--manifests", path, "--only", "me/typo"), 2, "me/typo")
 
 
+def test_rollback_and_retire_of_what_is_not_there(hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    refused(run("rollback", "ane/none", "v1"), 1, "no such repo")
+    hub.add("ane/other", tmp_path)
+    refused(run("rollback", "ane/other", "v1"), 2, "ane/other has no version v1; there are none")
+    refused(run("retire", "ane/other", "--reason", "old"), 2, "ane/other has no conversion.json")
+    assert run("retire", "ane/other", "--reason", " . ").code == 2
+
+
+def test_audit_of_what_is_not_published(hub: LocalHub, run: Run, tmp_path: Path) -> None:
+    said = run("audit", "--manifests", manifest(tmp_path, "me/tiny"), "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)[0]["notes"] == ["nothing is published"]
+    assert "nothing is published" in run("audit", "--manifests", manifest(tmp_path, "me/tiny"), "--digests").out
+
+
 def test_plan_with_the_hub_down(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     refused(run("plan", "--manifests", manifest(tmp_path, "me/tiny"), "--json"), 75, "127.0.0.1:9")

@@ -12,7 +12,7 @@ from hft2ane import keys, records, state
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records import Outcome, Wanted
-from hft2ane.survey import Survey, owners, remember, survey
+from hft2ane.survey import Survey, model_type, owners, remember, survey
 from tests.test_plan import VERSIONS, release
 
 NAMES = [f"m{n}" for n in range(6)]
@@ -134,6 +134,27 @@ def test_without_the_list_each_repo_is_looked_at(world: World) -> None:
     found = survey(WANTED[:-1], world.hub)
     assert set(actions(found).values()) == {"skip"}
     assert "cannot be listed" in found.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("config", "family"),
+    [
+        (b'{"model_type": "bert"}', "bert"),
+        (
+            b'{"model_type": "encoder-decoder", "encoder": {"model_type": "bert"}, '
+            b'"decoder": {"model_type": "roberta"}}',
+            "encoder-decoder/bert/roberta",
+        ),
+        (b'{"model_type": 7}', ""),
+        (b"[]", ""),
+        (b"{", ""),
+    ],
+)
+def test_the_family_of_what_failed(tmp_path: Path, config: bytes, family: str) -> None:
+    assert model_type(tmp_path) == ""
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/config.json").write_bytes(config)
+    assert model_type(tmp_path) == family
 
 
 def test_what_is_not_found_is_remembered_and_forgotten(world: World) -> None:
