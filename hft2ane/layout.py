@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hft2ane.errors import CorruptFile, SourceError, UnsafeFormat, UnsupportedModel
+from hft2ane.errors import CorruptFile, SourceError, UnsafeFormat, UnsupportedConfig, UnsupportedModel
 from hft2ane.records import RemoteFile
 
 WEIGHTS = "model.safetensors"
@@ -73,7 +73,8 @@ def legal(files: Iterable[RemoteFile]) -> tuple[RemoteFile, ...]:
 def check_config(config: Mapping[str, Any], where: str) -> None:
     """Refuse what config.json itself says cannot be taken. `where` is for the message, e.g. the repo's id.
 
-    UnsafeFormat: it needs code from the repo; UnsupportedModel: it does not say what it is, or counts absurdly far."""
+    UnsafeFormat: it needs code from the repo; UnsupportedModel: it does not say what it is; UnsupportedConfig: it
+    counts absurdly far."""
     if config.get("auto_map"):
         raise UnsafeFormat(
             f"{where}: config.json has an auto_map: the model needs Python code from its own repo, which is never run; "
@@ -86,7 +87,7 @@ def check_config(config: Mapping[str, Any], where: str) -> None:
     for key, value in config.items():
         most = LABELS if key == "num_labels" else COUNT
         if COUNTS.fullmatch(key) and type(value) is int and abs(value) > most:
-            raise UnsupportedModel(
+            raise UnsupportedConfig(
                 f"{where}: {key} = {str(value)[:30]} is absurd: no model has more than {most} of that"
             )
 
