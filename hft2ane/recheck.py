@@ -16,6 +16,7 @@ from hft2ane.attempts import State, Untrue
 from hft2ane.errors import Hft2aneError, SourceError, Unavailable
 from hft2ane.hub import VERSION, Hub, digest
 from hft2ane.records import SUMS, UNGATED, Conversion, Job, RemoteFile, Report, silent
+from hft2ane.signature import SIGNATURE
 
 RECORD = "conversion.json"
 TOLERANCE = 1.0  # dB: machines differ by some tenths
@@ -77,14 +78,14 @@ def check(repo: str, hub: Hub, folder: Path, measure: Measure | None) -> Checked
 
 
 def _files(folder: Path, record: Conversion, listed: Sequence[RemoteFile]) -> Iterator[tuple[str, str]]:
-    """(file, what is wrong with it), by SHA256SUMS."""
+    """(file, what is wrong with it), by SHA256SUMS; its signature is for `verify-signature` to judge."""
     previous = folder / "previous"
     lines = (previous / SUMS).read_text("utf-8", errors="replace").splitlines() if (previous / SUMS).is_file() else []
     sums = {name: sum_ for sum_, _, name in (line.partition("  ") for line in lines)}
     if not sums:
         yield SUMS, "is not there, or empty"
     packages = {each.file for each in record.packages}
-    names = {file.path for file in listed} - {SUMS, ".gitattributes"}
+    names = {file.path for file in listed} - {SUMS, SIGNATURE, ".gitattributes"}
     for name in sorted(names | sums.keys()):
         path = (folder if name.partition("/")[0] in packages else previous) / name
         if name not in sums:

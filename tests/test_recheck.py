@@ -71,6 +71,11 @@ def test_a_good_release(hub: Hub, local: LocalHub, tmp_path: Path) -> None:
     assert found(hub, tmp_path) == Checked(REPO, local.tags(REPO)["v1"], ())
 
 
+def test_a_signature_is_no_file_too_many(hub: Hub, local: LocalHub, tmp_path: Path) -> None:
+    put(local, hub, tmp_path / "signed", {"SHA256SUMS.sig": b"{}"})
+    assert found(hub, tmp_path).problems == ()
+
+
 def test_nothing_published(hub: Hub, tmp_path: Path) -> None:
     assert check("org/none", hub, tmp_path, None) == Checked("org/none", None, (), ("nothing is published",))
 
