@@ -90,11 +90,12 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     convert_key = keys.convert_key(shaping(source.files), job.recipe, original.name)
     progress("export", 0.5)
     packages = []
+    is_mixed = any(variant in MIXED for variant in job.recipe.variants)
+    measured = rows(folder / "source", original, module.inputs, job.recipe.lengths) if is_mixed else []
     for variant in job.recipe.variants:
         mixture = None
         if variant in MIXED:
             progress(f"choose the layers of {variant}", 0.5)
-            measured = rows(folder / "source", original, module.inputs, job.recipe.lengths)
             mixture = mix(module, task, variant, measured, batches[0])
         for part, its_module in module.parts.items():
             path = folder / f"{model_name(source.id)}{part.capitalize()}.{variant}.mlpackage"

@@ -21,7 +21,6 @@ from hft2ane.records import Part
 
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 
-
 # Keys that transformers' cache of keys and values asks any config for, with which a text may be written otherwise.
 CACHED = (
     "attention_chunk_size",
