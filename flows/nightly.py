@@ -7,6 +7,7 @@ process, which runs model code and has no token.
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,7 @@ def nightly(
 ) -> Run:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
     see `work`/run.json. `wave`: models a night, of those to be done for a reason that many have."""
-    started, hub, folder = time.monotonic(), hub_of_run.get(Hub()), Path(work)
+    started, clock, hub, folder = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub()), Path(work)
     models = wanted([Path(path) for path in manifests], organization, only)
     found = survey(models, hub, complete=not only, limit=wave)
     if any(job.to_do for job in found.jobs):
@@ -73,10 +74,12 @@ def nightly(
     before, after = found.world.state, remember(found, outcomes, folder, datetime.now(UTC))
     fresh = news(before, after)
     failed = tuple(outcome.id for outcome in outcomes if outcome.repo in fresh)
-    warnings = (*found.warnings, *state.write(hub, before, after, owners(models)))
-    for warning in warnings:
+    skipped = sum(outcome.status == "skip" for outcome in outcomes)
+    run = Run(started, outcomes, failed, round(time.monotonic() - clock, 1), tuple(found.warnings), skipped)
+    warnings = state.write(hub, before, after, owners(models), run)
+    run = replace(run, warnings=(*run.warnings, *warnings))
+    for warning in run.warnings:
         get_run_logger().warning(warning)
-    run = Run(outcomes, failed, round(time.monotonic() - started, 1), warnings)
     records.write(folder / "run.json", run)
     if failed:
         raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models newly fail: {', '.join(failed)}")

@@ -309,20 +309,30 @@ class Hub:
         except ModelNotFound:
             return head, b""
 
-    def write_data(self, repo: str, path: str, content: bytes, *, parent: str | None, title: str) -> None:
+    def list_data(self, repo: str) -> tuple[str, ...]:
+        """The paths of a dataset repo's files; none where there is no such repo."""
+        try:
+            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
+            return tuple(str(each["rfilename"]) for each in json.loads(answer.content)["siblings"])
+        except ModelNotFound:
+            return ()
+        except (ValueError, LookupError, TypeError) as err:
+            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
+
+    def write_data(self, repo: str, files: Mapping[str, bytes], *, parent: str | None, title: str) -> None:
         """One commit on top of `parent`; None: the repo is made first, private. Like `commit`, sent once: call this
         inside `retry`, in a function that reads first."""
         if parent is None:
             make = functools.partial(self._api().create_repo, repo, repo_type="dataset", private=True, exist_ok=True)
             self._write(f"create {repo}", make)
-            parent, _ = self.read_data(repo, path)
+            parent, _ = self.read_data(repo, next(iter(files)))
 
         def send() -> None:
             from huggingface_hub import CommitOperationAdd
 
             self._api().create_commit(
                 repo,
-                [CommitOperationAdd(path, content)],
+                [CommitOperationAdd(path, content) for path, content in files.items()],
                 repo_type="dataset",
                 commit_message=title,
                 parent_commit=parent,

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args
 
-from pydantic import ConfigDict, RootModel, TypeAdapter, ValidationError
+from pydantic import AwareDatetime, ConfigDict, RootModel, TypeAdapter, ValidationError
 
 from hft2ane.errors import BadInput, NoSpace
 
@@ -648,8 +648,11 @@ class Published:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one line of the plan. `error`: the line that says why not, `kind`: its class. PSNR in dB, `size`
-    in bytes."""
+    """What became of one line of the plan. `error`: the line that says why not, `kind`: its class, `signature`: what
+    it has in common with failures of the same reason. PSNR in dB, `size` in bytes.
+
+    `family`: the model_type, as far as it is known; `worker`: the machine that did it, in the try of this number;
+    `next`: when it is tried again, None: not by itself, or nothing is left to do; `log`: an address or a file."""
 
     __pydantic_config__ = STRICT
     id: str
@@ -665,18 +668,29 @@ class Outcome:
     tag: str | None = None
     seconds: float = 0.0
     kind: str | None = None
+    family: str = ""
+    signature: str | None = None
+    next: AwareDatetime | None = None
+    worker: str = ""
+    tries: int = 1
+    log: str | None = None
+    url: str | None = None
 
 
 @dataclass(frozen=True)
 class Run:
-    """run.json: one night. `failed`: models that fail or are blocked and were not in the run before, or for another
-    reason: somebody must look at them. `warnings`: what went wrong without harm."""
+    """One night: run.json, and runs/<its beginning>.json of the organisation's state, there without what was skipped.
+
+    `failed`: models that fail or are blocked and were not in the run before, or for another reason: somebody must look
+    at them. `warnings`: what went wrong without harm. `skipped`: models that needed nothing."""
 
     __pydantic_config__ = STRICT
+    started: AwareDatetime
     outcomes: tuple[Outcome, ...]
     failed: tuple[str, ...]
     seconds: float
     warnings: tuple[str, ...] = ()
+    skipped: int = 0
     schema: Literal[1] = SCHEMA
 
 

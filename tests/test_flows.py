@@ -7,6 +7,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import errors, records
+from hft2ane import errors, records, state
 from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
@@ -107,28 +108,29 @@ def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) ->
     assert {o.id for o in again.outcomes if o.status == "skip"} == {"me/first", "me/second"}
     writes = [call for call in world.local.calls()[before:] if call.startswith("POST")]
     assert all("/api/datasets/ane/hft2ane-state/" in call for call in writes)
-    before = len(world.local.calls())
-    world.night()
-    assert not [call for call in world.local.calls()[before:] if call.startswith("POST")]
+    assert len([call for call in writes if "/commit/" in call]) == 1
+    (last, *_) = state.runs(world.hub, "ane", 1)
+    assert last == replace(again, outcomes=last.outcomes)
+    assert {o.id for o in last.outcomes} == {"me/gpt", "me/paused"}
 
 
 @pytest.mark.slow
 def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, tmp_path: Path) -> None:
     """The run fails when a model newly does; it is left alone for a while, and longer after the next failure."""
-    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
-    tried = state["attempts"]["ane/gpt-ane"]
+    remembered = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    tried = remembered["attempts"]["ane/gpt-ane"]
     assert (tried["family"], tried["equal"], tried["count"]) == ("gpt2", 1, 1.0)
     again = world.night()
     assert (of(again, "me/gpt").status, again.failed) == ("held", ())
     assert "model_type 'gpt2'" in of(again, "me/gpt").why
 
     tried["last"] = "2026-01-01T00:00:00Z"  # time passes
-    (tmp_path / "state.json").write_text(json.dumps(state))
+    (tmp_path / "state.json").write_text(json.dumps(remembered))
     world.local.add("datasets/ane/hft2ane-state", tmp_path)
     again = world.night()
     assert (of(again, "me/gpt").status, again.failed) == ("failed", ())
-    state = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
-    assert state["attempts"]["ane/gpt-ane"]["equal"] == 2
+    remembered = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
+    assert remembered["attempts"]["ane/gpt-ane"]["equal"] == 2
 
     world.local.delete("datasets/ane/hft2ane-state")
     again = world.night()

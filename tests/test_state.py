@@ -1,6 +1,8 @@
 """Where runs remember: a dataset repo, through the real client, on a Hub on this machine."""
 
 from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hft2ane import state
 from hft2ane.attempts import State
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
+from hft2ane.records import Outcome, Run
 
 ONE = State(blocked={"org/a": "x", "other/b": "y"})
 REPO = "datasets/org/hft2ane-state"
@@ -81,3 +84,20 @@ def test_a_hub_that_fails_is_a_warning(hub: Hub, local: LocalHub) -> None:
 def test_a_token_that_may_not_write_is_a_warning(local: LocalHub) -> None:
     (warning,) = state.write(Hub(local.url, local.read_token), State(), ONE, ["org"])
     assert "cannot be written" in warning
+
+
+def test_reports_of_runs_are_kept_beside(hub: Hub, local: LocalHub) -> None:
+    """Each in the same commit as what is remembered, with an organisation's own repos only, the newest first."""
+    assert state.runs(hub, "org", 3) == []
+    outcomes = tuple(
+        Outcome(f"me/{name}", repo, "create", "new", status)
+        for name, repo, status in (("a", "org/a", "failed"), ("b", "other/b", "failed"), ("c", "org/c", "skip"))
+    )
+    days = [Run(datetime(2026, 11, day, 3, tzinfo=UTC), outcomes, ("me/a", "me/b"), 1.5) for day in (1, 2, 3, 4)]
+    for run in days:
+        assert state.write(hub, State(), ONE, ["org"], run) == []
+    found = state.runs(hub, "org", 3)
+    assert [run.started.day for run in found] == [4, 3, 2]
+    assert found[0] == replace(days[3], outcomes=outcomes[:1], failed=("me/a",), skipped=1)
+    assert len(local.commits(REPO)) == 5  # the Hub's own, and one a run
+    assert "runs/2026-11-04T030000Z.json" in local.files(REPO)
