@@ -1,0 +1,90 @@
+"""The command line: one command a step, and those for models, packages and the night."""
+
+import argparse
+import errno
+import json
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from hft2ane.cli import models, night, packages, releases, steps
+from hft2ane.cli.options import Command, Commands
+from hft2ane.errors import BadInput, Hft2aneError, NoSpace
+
+EXAMPLES = """\
+examples:
+  hft2ane plan                                               what tonight would do, and why
+  hft2ane families                                           what can be converted
+  hft2ane convert sentence-transformers/all-MiniLM-L6-v2 --out minilm
+  hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
+  hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
+  hft2ane lint other.mlpackage                               will it live on the Neural Engine?
+  hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
+  hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
+  hft2ane run --organization my-org                          plan, convert, verify, publish
+
+A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit code 0: done; 1: a model or a gate failed; 2: bad input; 75: the surroundings failed, try again."""
+    options = parser().parse_args(arguments)
+    command: Command = options.command
+    try:
+        check_installed(options.needs)
+        return command(options)
+    except Hft2aneError as err:
+        return tell_error(err, options)
+    except KeyboardInterrupt:
+        print("hft2ane: interrupted", file=sys.stderr)
+        return 130
+    except OSError as err:
+        if isinstance(err, BrokenPipeError):
+            return reader_gone()
+        text = f"{err.filename}: {err.strerror}" if err.filename else str(err)
+        failure = NoSpace(f"the disk is full: {text}") if err.errno == errno.ENOSPC else BadInput(text)
+        failure.__cause__ = err
+        return tell_error(failure, options)
+
+
+def reader_gone() -> int:
+    """The reader of our output, `head` perhaps, has gone: nobody is to be told anything."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+# What an extra of pyproject.toml is known by.
+LIBRARIES = {"convert": "coremltools", "flows": "prefect"}
+
+
+def check_installed(needs: Sequence[str]) -> None:
+    """BadInput when a command needs a part of hft2ane that is not installed."""
+    if missing := [extra for extra in needs if not find_spec(LIBRARIES[extra])]:
+        raise BadInput(f"this command needs more than the light half: pip install 'hft2ane[{','.join(missing)}]'")
+
+
+def tell_error(err: Hft2aneError, options: argparse.Namespace) -> int:
+    if getattr(options, "json", False) and options.command is steps.build:
+        print(json.dumps({"error": {"kind": type(err).__name__, "text": str(err)}}), flush=True)
+    if options.debug:
+        traceback.print_exception(err)
+    else:
+        print(f"hft2ane: {err}", file=sys.stderr)
+    return err.exit_code
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="hft2ane",
+        description="Hugging Face Transformers, ready-made for the Apple Neural Engine.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    commands = Commands(top)
+    for group in (night, models, releases, steps, packages):
+        group.add(commands)
+    return top

@@ -1,0 +1,126 @@
+"""Commands for all that the manifests want: plan, run, audit, demo."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from importlib.util import find_spec
+from pathlib import Path
+
+from hft2ane import waves
+from hft2ane.cli.options import Commands, paths
+from hft2ane.errors import BadInput
+from hft2ane.records import Progress
+
+
+def add(commands: Commands) -> None:
+    for name, command, about in (
+        ("plan", plan, "Show what would be done, and why; write nothing."),
+        ("run", run, "Plan and do it: convert, verify and publish what is new or changed."),
+    ):
+        sub = commands.add(name, command, about, needs=("convert", "flows") if name == "run" else ())
+        sub.add_argument(
+            "--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml"
+        )
+        sub.add_argument("--organization", help="publish there instead of where the manifests say")
+        sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+        sub.add_argument(
+            "--wave",
+            type=int,
+            default=waves.LIMIT,
+            metavar="N",
+            help=f"models a night, of those that our own changes are to remake (default: {waves.LIMIT})",
+        )
+        if name == "plan":
+            sub.add_argument("--json", action="store_true", help="the plan as JSON")
+            sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
+        else:
+            sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
+
+    sub = commands.add(
+        "audit", audit, "Download what is published, and check that it is what it says; measure it again."
+    )
+    sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
+    sub.add_argument("--organization", help="look there instead of where the manifests say")
+    sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
+    sub.add_argument("--sample", type=int, metavar="N", help="so many repos, others each day (default: all)")
+    sub.add_argument("--digests", action="store_true", help="compute nothing: files and digests only")
+    sub.add_argument("--json", action="store_true")
+
+    sub = commands.add(
+        "demo", demo, "The whole pipeline on real models and a Hub on this machine.", needs=("convert", "flows")
+    )
+    sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
+
+
+def plan(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.survey import begin, survey, wanted
+
+    models = wanted(paths(options), options.organization, options.only)
+    found = survey(models, Hub(), complete=not options.only, limit=options.wave)
+    jobs = found.jobs
+    for warning in found.warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
+    for job in jobs:
+        if options.jobs and job.to_do:
+            begin(options.jobs / job.repo.replace("/", "--"), job)
+    if options.json:
+        print(json.dumps([asdict(job) for job in jobs], indent=2))
+    else:
+        from hft2ane.terminal import show_plan
+
+        show_plan(jobs)
+    return 0
+
+
+def run(options: argparse.Namespace) -> int:
+    from flows.local import night
+    from hft2ane.survey import wanted
+    from hft2ane.terminal import show_run
+
+    wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
+    outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
+    show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
+    return 1 if outcome.failed else 0
+
+
+def audit(options: argparse.Namespace) -> int:
+    """Exit code 1: something is not what it says. What was found is remembered for the plan, where a token allows."""
+    import tempfile
+    from datetime import UTC, datetime
+
+    from flows import child
+    from hft2ane import recheck, state
+    from hft2ane.hub import Hub
+    from hft2ane.survey import owners, wanted
+    from hft2ane.terminal import bar, show_audit
+
+    models, hub = wanted(paths(options), options.organization, options.only), Hub()
+    if not options.digests and not find_spec("coremltools"):
+        raise BadInput("to measure packages takes the other half: pip install 'hft2ane[convert]', or say --digests")
+    found = []
+    for repo in recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC)):
+        with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, bar(repo) as progress:
+            folder, log = Path(place) / "job", Path(place) / "log"
+            folder.mkdir()
+
+            def measure(job: Path, log: Path = log, progress: Progress = progress) -> None:
+                child.build(job, log, 3600.0, progress)
+
+            found.append(recheck.check(repo, hub, folder, None if options.digests else measure))
+    before, warnings = state.read(hub, owners(models))
+    warnings += state.write(hub, before, recheck.remember(before, found), owners(models))
+    for warning in warnings:
+        print(f"hft2ane: {warning}", file=sys.stderr)
+    if options.json:
+        print(json.dumps([asdict(each) for each in found], indent=2))
+    else:
+        show_audit(found)
+    return int(any(each.problems for each in found))
+
+
+def demo(options: argparse.Namespace) -> int:
+    from hft2ane.demo import demo as show
+
+    return show(options.out)

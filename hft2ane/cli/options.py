@@ -1,0 +1,59 @@
+"""What the groups of commands share: how a command is added, and the types of its options."""
+
+import argparse
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from hft2ane import records
+from hft2ane.records import Variant
+
+Command = Callable[[argparse.Namespace], int]
+
+
+class Commands:
+    def __init__(self, top: argparse.ArgumentParser) -> None:
+        self.parsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    def add(self, name: str, command: Command, about: str, needs: tuple[str, ...] = ()) -> argparse.ArgumentParser:
+        """`needs`: the extras of pyproject.toml without which it cannot run."""
+        sub: argparse.ArgumentParser = self.parsers.add_parser(name, help=about, description=about)
+        sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        sub.set_defaults(command=command, needs=needs)
+        return sub
+
+
+def reason(text: str) -> str:
+    """One line, without the full stop that the card adds."""
+    line = " ".join(text.split()).rstrip(".")
+    if not line or not line.isprintable() or len(line) > 500:
+        raise argparse.ArgumentTypeError("a reason is a text of at most 500 characters")
+    return line
+
+
+def lengths(text: str) -> tuple[int, ...]:
+    try:
+        found = tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        found = ()
+    if not found or found[0] < records.LEAST_LENGTH:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a list of token lengths of at least {records.LEAST_LENGTH}, e.g. 32,64"
+        )
+    return found
+
+
+def variants(text: str) -> tuple[Variant, ...]:
+    names = dict.fromkeys(text.split(","))
+    if unknown := [name for name in names if name not in records.VARIANTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(records.VARIANTS)}")
+    return tuple(variant for variant in records.VARIANTS if variant in names)
+
+
+def paths(options: argparse.Namespace) -> list[Path]:
+    return [Path(path) for path in options.manifests]
+
+
+def quieten() -> None:
+    """coremltools logs at import which of its macOS libraries are not there."""
+    logging.getLogger("coremltools").setLevel(logging.ERROR)

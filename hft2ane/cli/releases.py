@@ -1,0 +1,71 @@
+"""Commands for what is published: rollback, retire, verify-signature."""
+
+import argparse
+from pathlib import Path
+
+from hft2ane.cli.options import Commands, reason
+from hft2ane.errors import BadInput
+
+
+def add(commands: Commands) -> None:
+    sub = commands.add("verify-signature", verify_signature, "Check that a release is signed, and is what was signed.")
+    sub.add_argument("release", metavar="REPO[@TAG]|FOLDER", help="a repo on the Hub, or a downloaded release")
+    by = sub.add_mutually_exclusive_group(required=True)
+    by.add_argument("--key", type=Path, metavar="PEM", help="the publisher's public key")
+    by.add_argument("--identity", help="whom the CI vouched for, e.g. a workflow's address; needs --issuer")
+    sub.add_argument("--issuer", metavar="URL", help="the CI that vouched")
+
+    sub = commands.add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
+
+    sub = commands.add(
+        "retire",
+        retire,
+        "Say in a published repo that it gets no new versions; nothing of it is deleted.",
+        needs=("convert",),
+    )
+    sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
+    sub.add_argument("--reason", type=reason, required=True, metavar="TEXT", help="why, for those who use it")
+
+
+def verify_signature(options: argparse.Namespace) -> int:
+    from hft2ane import signature
+
+    if bool(options.identity) != bool(options.issuer):
+        raise BadInput("--identity and --issuer go together: say who signed, and which CI vouched for that")
+    by = {"key": options.key, "identity": options.identity, "issuer": options.issuer}
+    if (folder := Path(options.release)).is_dir():
+        files = signature.verify(folder, **by)
+    else:
+        from hft2ane.hub import Hub
+
+        repo, _, revision = options.release.partition("@")
+        files = signature.verify_repo(Hub(), repo, revision or "main", **by)
+    print(f"{options.release}: signed, and all {files} files are as they were signed")
+    return 0
+
+
+def rollback(options: argparse.Namespace) -> int:
+    from hft2ane import publish as step
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = step.rollback(options.repo, options.version, Hub(), progress)
+    print(
+        f"{done.repo}@{done.tag} has the files of {options.version}{'' if done.changed else ', as before'}: {done.url}"
+    )
+    print("The next run makes it anew where manifest, original or code ask for it: pause its entry to keep it.")
+    return 0
+
+
+def retire(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.maintain import retire as take_down
+    from hft2ane.terminal import bar
+
+    with bar(options.repo) as progress:
+        done = take_down(options.repo, options.reason, Hub(), progress)
+    print(f"{done.repo}@{done.tag} {'is retired' if done.changed else 'was retired already'}: {done.url}")
+    return 0

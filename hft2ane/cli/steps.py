@@ -1,0 +1,129 @@
+"""Commands for a job's folder: one a step, and build, which is those without a token in one process."""
+
+import argparse
+import json
+import os
+import threading
+from pathlib import Path
+
+from hft2ane import records
+from hft2ane.cli.options import Commands, quieten
+from hft2ane.records import Job, Progress
+
+
+def add(commands: Commands) -> None:
+    for name, command, about in (
+        ("fetch", fetch, "Step 1 on a job folder: take the pinned files."),
+        ("ranges", ranges, "How large the numbers get in fp16, layer by layer, after step 1; writes ranges.json."),
+        ("export", export, "Step 2: write the packages."),
+        ("verify", verify, "Step 3: measure them against the original."),
+        ("card", card, "Step 4: write the card and the release folder."),
+        ("publish", publish, "Step 5: put the release on the Hub."),
+        ("build", build, "Steps 2 to 4 in one process."),
+    ):
+        sub = commands.add(name, command, about, needs=() if name in ("fetch", "publish") else ("convert",))
+        sub.add_argument("folder", type=Path, metavar="FOLDER", help="a job folder (see plan --jobs)")
+        if name == "build":
+            sub.add_argument(
+                "--json", action="store_true", help="progress and error as JSON lines; end when stdin ends"
+            )
+
+
+def fetch(options: argparse.Namespace) -> int:
+    from hft2ane import source
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        source.fetch(options.folder, Hub(), progress)
+    return 0
+
+
+def ranges(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import condition
+    from hft2ane.terminal import bar, show_ranges
+
+    with bar(options.folder.name) as progress:
+        progress("audit the ranges", 0.1)
+        audit = condition.ranges(options.folder)
+    show_ranges(audit)
+    condition.check(audit, options.folder.name)
+    return 0
+
+
+def export(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import export as step
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        step.export(options.folder, progress)
+    return 0
+
+
+def verify(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane import verify as step
+    from hft2ane.terminal import bar, show_report
+
+    with bar(options.folder.name) as progress:
+        report = step.verify(options.folder, progress)
+    show_report(report)
+    return 0
+
+
+def card(options: argparse.Namespace) -> int:
+    from hft2ane import card as step
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        release = step.make(options.folder, progress)
+    print(release)
+    return 0
+
+
+def publish(options: argparse.Namespace) -> int:
+    from hft2ane import publish as step
+    from hft2ane.hub import Hub
+    from hft2ane.terminal import bar
+
+    with bar(options.folder.name) as progress:
+        published = step.publish(options.folder, Hub(), progress)
+    print(
+        f"{published.repo}@{published.tag} {'published' if published.changed else 'was there already'}: {published.url}"
+    )
+    return 0
+
+
+def build(options: argparse.Namespace) -> int:
+    quieten()
+    if options.json:
+        threading.Thread(target=end_with_stdin, daemon=True).start()
+        steps(options.folder, tell_json)
+    else:
+        from hft2ane.terminal import bar
+
+        with bar(options.folder.name) as progress:
+            steps(options.folder, progress)
+    return 0
+
+
+def steps(folder: Path, progress: Progress) -> None:
+    """Export, verify and card, as shares of one whole. What is only to be measured again is there already."""
+    from hft2ane import card, export, verify
+
+    if records.read(folder / "job.json", Job).action != "verify":
+        export.export(folder, lambda what, share: progress(what, 0.3 * share))
+    verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
+    card.make(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+
+
+def tell_json(what: str, share: float) -> None:
+    print(json.dumps({"what": what, "share": round(share, 3)}), flush=True)
+
+
+def end_with_stdin() -> None:
+    """Whoever started us holds the other end; when it closes they are gone, and so are we."""
+    os.read(0, 1)
+    os._exit(75)
