@@ -19,7 +19,7 @@ demo: .venv  ## the whole pipeline on real models and a Hub on this machine, int
 	@$(BIN)/hft2ane demo
 
 test: .venv  ## all tests, the demo among them
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: .venv  ## format, lint, types, workflows
 	$(BIN)/ruff format --check .

@@ -26,12 +26,30 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvw
 
 Checkpoint = Callable[..., Path]
 MATRIX = pytest.StashKey[object]()  # of test_faults.py
+SHOWN = pytest.StashKey[list[str]]()  # what the processes of `make test` have to show at its end
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[SHOWN] = []
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if MATRIX in session.config.stash:
+        text = str(session.config.stash[MATRIX])
+        session.config.stash[SHOWN].append(text)
+        getattr(session.config, "workeroutput", {})["shown"] = text
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    if shown := getattr(node, "workeroutput", {}).get("shown"):
+        node.config.stash[SHOWN].append(shown)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    if MATRIX in config.stash:
+    for text in config.stash[SHOWN]:
         terminalreporter.section("fault matrix of publishing")
-        terminalreporter.write_line(str(config.stash[MATRIX]))
+        terminalreporter.write_line(text)
 
 
 @pytest.fixture(autouse=True)
