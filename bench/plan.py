@@ -86,7 +86,7 @@ def child(manifest: Path) -> None:
     if changed := [job for job in found.jobs if job.action != "skip"]:
         raise SystemExit(f"nothing should be to do, but: {changed[0]}")
     outcomes = [Outcome(job.id, job.repo, "skip", job.why, "skip") for job in found.jobs]
-    after = remember(found, outcomes, manifest.parent, datetime.now(UTC))
+    after = remember(found, outcomes, datetime.now(UTC))
     state.write(hub, found.world.state, after, owners(models))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     print(json.dumps({"peak": peak}))

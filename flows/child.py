@@ -1,4 +1,5 @@
-"""One conversion in a process of its own: it loads foreign files, so it gets no token and no way to outlive us."""
+"""One conversion in a process of its own: it loads foreign files, so it gets no token, and no way to outlive us or to
+take more of the machine than it may."""
 
 import contextlib
 import json
@@ -9,26 +10,58 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+import psutil
+
 from hft2ane import errors
-from hft2ane.records import Progress
+from hft2ane.records import Job, Progress
 
-KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT")
+KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT", "OMP_NUM_THREADS")
+LOG = "build.log"  # in the job's folder: what the conversion and its libraries print
+EVERY = 0.5  # seconds between looks at the process
+# Seconds that a stage may take, and more for each TFLOP of the job: 1 TFLOP takes two slow cores about a minute.
+START, STAGES, BY_WORK = 300.0, {"export": 1200.0, "verify": 1800.0, "card": 300.0}, {"export": 60.0, "verify": 300.0}
+SHARE = 0.8  # of the machine's memory
+FLOOR = 2e9  # bytes of a disk that stay free, or
+FLOOR_SHARE = 0.02  # of a small one
 
 
-def build(folder: Path, log: Path, timeout: float, progress: Progress) -> None:
-    """`hft2ane build FOLDER` with its standard error appended to `log`. Raises the error that the child names."""
-    temporary = Path(tempfile.mkdtemp(prefix="tmp-", dir=folder))
+@dataclass(frozen=True)
+class Limits:
+    """What one conversion may take. `start`: seconds until its first stage; `stages`: seconds, by stage; `memory`:
+    bytes, of all its processes; `disk`: bytes that stay free."""
+
+    start: float = START
+    stages: Mapping[str, float] = field(default_factory=lambda: STAGES)
+    memory: float = field(default_factory=lambda: SHARE * psutil.virtual_memory().total)
+    disk: float | None = None
+
+    @classmethod
+    def of(cls, job: Job) -> "Limits":
+        return cls(stages={name: s + BY_WORK.get(name, 0) * job.work for name, s in STAGES.items()})
+
+    def free(self, folder: Path) -> float:
+        """Bytes of the disk of `folder` that stay free."""
+        return min(FLOOR, FLOOR_SHARE * shutil.disk_usage(folder).total) if self.disk is None else self.disk
+
+
+def build(folder: Path, limits: Limits, progress: Progress) -> None:
+    """`hft2ane build FOLDER`, its standard error in `folder`/build.log. Raises the error that the child names.
+
+    OverLimit: it took too long, or too much memory. NoSpace: the disk is nearly full."""
+    temporary, log = Path(tempfile.mkdtemp(prefix="tmp-", dir=folder)), folder / LOG
     environment = {key: os.environ[key] for key in KEEP if key in os.environ}
     environment |= {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     # Not the token of `hf auth login` either, which the Hub's client finds below HOME.
     environment |= {"HF_HOME": str(temporary), "HF_TOKEN_PATH": str(temporary / "none")}
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait cost a busy machine minutes
     command = [sys.executable, "-m", "hft2ane.cli", "build", str(folder), "--json"]
-    with log.open("ab") as errors_to:
+    with log.open("wb") as errors_to:
         process = subprocess.Popen(
             command,
             env=environment,
@@ -38,13 +71,12 @@ def build(folder: Path, log: Path, timeout: float, progress: Progress) -> None:
             text=True,
             start_new_session=True,
         )
-    late = threading.Event()
     assert process.stdout is not None
-    with killed_after(process, timeout, late):
-        failure = listen(process.stdout, log, progress)
+    with Watch(process, folder, limits).running() as watch:
+        failure = listen(process.stdout, log, progress, watch.enter)
     shutil.rmtree(temporary, ignore_errors=True)
-    if late.is_set():
-        raise errors.Hft2aneError(f"no result after {timeout:g} s: stopped")
+    if watch.stopped:
+        raise watch.stopped
     if failure:
         raise failure
     if process.returncode:
@@ -52,36 +84,83 @@ def build(folder: Path, log: Path, timeout: float, progress: Progress) -> None:
         raise errors.Hft2aneError(f"the conversion ended with {how}; its last words are in {log}")
 
 
-@contextlib.contextmanager
-def killed_after(process: subprocess.Popen[str], timeout: float, late: threading.Event) -> Iterator[None]:
-    """Whatever happens, the process and all it started are gone afterwards."""
+class Watch:
+    """Looks at a process now and then, and ends it with all that it started when it is over one of its limits."""
 
-    def stop() -> None:
-        late.set()
-        kill_group(process)
+    def __init__(self, process: "subprocess.Popen[str]", folder: Path, limits: Limits) -> None:
+        self.process, self.folder, self.limits = process, folder, limits
+        self.stopped: errors.Hft2aneError | None = None
+        self.least_free = limits.free(folder)
+        self.done = threading.Event()
+        self.stage, self.allowed, self.began = "start", limits.start, time.monotonic()
 
-    timer = threading.Timer(timeout, stop)
-    timer.start()
-    try:
-        yield
-        process.wait()
-    finally:
-        timer.cancel()
-        kill_group(process)
-        process.communicate()
+    def enter(self, stage: str) -> None:
+        self.stage, self.allowed, self.began = stage, self.limits.stages[stage], time.monotonic()
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator["Watch"]:
+        """Whatever happens, the process and all it started are gone afterwards."""
+        looking = threading.Thread(target=self.look, daemon=True)
+        looking.start()
+        try:
+            yield self
+            self.process.wait()
+        finally:
+            self.done.set()
+            looking.join()
+            kill_group(self.process)
+            self.process.communicate()
+
+    def look(self) -> None:
+        while not self.done.wait(EVERY):
+            self.stopped = self.over()
+            if self.stopped:
+                kill_group(self.process)
+                return
+
+    def over(self) -> errors.Hft2aneError | None:
+        """Which limit it is over."""
+        if time.monotonic() - self.began > self.allowed:
+            doing = "it did not start" if self.stage == "start" else f"its stage {self.stage} did not end"
+            return errors.OverLimit(f"stopped: {doing} within {self.allowed:g} s")
+        if (used := memory(self.process.pid)) > self.limits.memory:
+            return errors.OverLimit(
+                f"stopped in its stage {self.stage}: it took {used / 1e9:.1f} GB of memory, "
+                f"and may take {self.limits.memory / 1e9:.1f}"
+            )
+        if (free := shutil.disk_usage(self.folder).free) < self.least_free:
+            return errors.NoSpace(
+                f"stopped in its stage {self.stage}: the disk of {self.folder} has {free / 1e9:.2f} GB free, and "
+                f"{self.least_free / 1e9:.2f} GB have to stay so: make room, or work on another disk"
+            )
+        return None
 
 
-def kill_group(process: subprocess.Popen[str]) -> None:
+def memory(pid: int) -> int:
+    """Bytes of memory that a process and those it started hold."""
+    held = 0
+    with contextlib.suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(pid)
+        for each in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                held += each.memory_info().rss
+    return held
+
+
+def kill_group(process: "subprocess.Popen[str]") -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def listen(lines: IO[str], log: Path, progress: Progress) -> errors.Hft2aneError | None:
-    """Passes progress on, and the error the child ends with, if it does. What a library printed goes to the log."""
+def listen(lines: IO[str], log: Path, progress: Progress, enter: Callable[[str], None]) -> errors.Hft2aneError | None:
+    """Passes stages and progress on, and the error the child ends with, if it does. What a library printed goes to the
+    log."""
     failure = None
     for line in lines:
         message = parsed(line)
-        if "share" in message:
+        if message.get("stage") in STAGES:
+            enter(message["stage"])
+        elif "share" in message:
             progress(str(message["what"]), float(message["share"]))
         elif "error" in message:
             failure = error(message["error"])

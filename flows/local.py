@@ -58,7 +58,9 @@ def night(
         watcher.set(bars)
         hub_of_run.set(hub or Hub())
         with contextlib.suppress(NightlyFailed):  # run.json tells it
-            nightly(list(manifests), organization, str(work), list(only) if only else None, wave)
+            nightly(
+                list(manifests), organization, str(work), list(only) if only else None, wave, return_state=True
+            ).result()
         bars.end("plan")
     result = work / "run.json"
     if not result.is_file() or result.stat().st_mtime < started - 1:

@@ -1,35 +1,38 @@
-"""The night: read the manifests, ask the Hub, plan, and do each job; one failing model stops no other.
+"""The night: read the manifests, ask the Hub, plan, have each job done, report. One failing model stops no other."""
 
-A job is fetched and published in this process, which holds the token and runs no model code, and built in a child
-process, which runs model code and has no token.
-"""
-
+import asyncio
+import contextlib
+import inspect
+import os
 import time
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from prefect import flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
-from prefect.tasks import exponential_backoff
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_markdown_artifact, create_table_artifact
+from prefect.blocks.abstract import NotificationBlock
+from prefect.blocks.core import Block
+from prefect.client.schemas.objects import State
+from prefect.states import Completed
 
-from flows import child
-from hft2ane import card, publish, records, source, state, waves
+from flows.convert_model import WORK, check_lock
+from flows.dispatch import Here, Place, Pool, Told
+from flows.patience import patiently
+from hft2ane import nights, records, state, waves
 from hft2ane.attempts import news
-from hft2ane.errors import Hft2aneError, Unavailable
+from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
-from hft2ane.records import Job, Outcome, Published, Report, Run, silent
-from hft2ane.survey import Survey, begin, owners, remember, survey, wanted
+from hft2ane.records import Job, Outcome, Run
+from hft2ane.survey import Survey, owners, remember, survey, wanted
 from hft2ane.waves import belongs, held
 
-BUILD_TIMEOUT = 3600.0
-
-# Told of each job's progress: (model id, what it does, share done). Set by whoever shows it.
-Watcher = Callable[[str, str, float], None]
-watcher: ContextVar[Watcher] = ContextVar("watcher", default=lambda model, what, share: None)
+# Told of each job's progress. Set by whoever shows it.
+watcher: ContextVar[Told] = ContextVar("watcher", default=lambda model, what, share: None)
 hub_of_run: ContextVar[Hub] = ContextVar("hub_of_run")
 
 
@@ -37,112 +40,109 @@ class NightlyFailed(Hft2aneError):
     """The run's other models are published all the same; run.json says what happened to each."""
 
 
-def transient(_: Any, __: Any, end: Any) -> bool:
-    """The surroundings failed, not the model: worth another try."""
-    return isinstance(end.result(raise_on_failure=False), Unavailable)
-
-
-retrying: dict[str, Any] = {
-    "cache_policy": NO_CACHE,
-    "retries": 2,
-    "retry_delay_seconds": exponential_backoff(2),
-    "retry_condition_fn": transient,
-}
-
-fetch_task = task(name="fetch", **retrying)(source.fetch)
-build_task = task(name="build", cache_policy=NO_CACHE)(child.build)
-card_task = task(name="card", cache_policy=NO_CACHE)(card.refresh)
-publish_task = task(name="publish", **retrying)(publish.publish)
-
-
 @flow(name="nightly", validate_parameters=False)
 def nightly(
     manifests: list[str],
-    organization: str | None,
-    work: str,
+    organization: str | None = None,
+    work: str | None = None,
     only: list[str] | None = None,
     wave: int = waves.LIMIT,
-) -> Run:
+    dispatch: Literal["local", "pool"] = "local",
+    lock: str | None = None,
+    notify: str | None = None,
+) -> State[Any]:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
-    see `work`/run.json. `wave`: models a night, of those to be done for a reason that many have."""
-    started, clock, hub, folder = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub()), Path(work)
+    see `work`/run.json.
+
+    `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
+    pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
+    e.g. `slack-webhook/hft2ane-night`, told of each night."""
+    check_lock(lock)
+    started, clock, hub = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub())
+    folder = Path(work or os.environ.get("HFT2ANE_WORK", WORK)).expanduser()
     models = wanted([Path(path) for path in manifests], organization, only)
     found = survey(models, hub, complete=not only, limit=wave)
     if any(job.to_do for job in found.jobs):
         hub.check_token()
-    outcomes = tuple(each(found, folder, hub))
-    before, after = found.world.state, remember(found, outcomes, folder, datetime.now(UTC))
+    patiently(lambda: create_table_artifact(nights.plan_rows(found.jobs), "plan", "What is to be done, and why"))
+    with place(dispatch, folder, hub) as there:
+        outcomes = in_order(found.jobs, each(found, there))
+    before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
+    outcomes = nights.explained(outcomes, after)
     fresh = news(before, after)
-    failed = tuple(outcome.id for outcome in outcomes if outcome.repo in fresh)
-    skipped = sum(outcome.status == "skip" for outcome in outcomes)
-    run = Run(started, outcomes, failed, round(time.monotonic() - clock, 1), tuple(found.warnings), skipped)
-    warnings = state.write(hub, before, after, owners(models), run)
-    run = replace(run, warnings=(*run.warnings, *warnings))
+    run = Run(
+        started,
+        outcomes,
+        tuple(outcome.id for outcome in outcomes if outcome.repo in fresh),
+        round(time.monotonic() - clock, 1),
+        found.warnings,
+        sum(outcome.status == "skip" for outcome in outcomes),
+    )
+    run = replace(run, warnings=(*run.warnings, *state.write(hub, before, after, owners(models), run)))
+    run = replace(run, warnings=(*run.warnings, *told(notify, run)))
     for warning in run.warnings:
         get_run_logger().warning(warning)
     records.write(folder / "run.json", run)
-    if failed:
-        raise NightlyFailed(f"{len(failed)} of {len(outcomes)} models newly fail: {', '.join(failed)}")
-    return run
+    records.write_bytes(folder / "run.md", nights.markdown(run).encode())
+    patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
+    if run.failed:
+        raise NightlyFailed(nights.headline(run))
+    return Completed(message=nights.headline(run))
 
 
-def each(found: Survey, work: Path, hub: Hub) -> Iterator[Outcome]:
-    """The jobs in turn, until a wave stops for its failures: what is left of it waits."""
-    wave = found.wave
-    for job in found.jobs:
-        late = job.to_do and not wave.takes(job)
-        outcome = do(held(job, wave.stopped or "") if late else job, work, hub)
-        if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
-            wave = wave.after(job.repo, failed=outcome.status == "failed")
-        yield outcome
-
-
-def do(job: Job, work: Path, hub: Hub) -> Outcome:
-    """One job from plan to Hub; a failure is an outcome."""
-    if job.action in ("held", "blocked", "orphan", "skip"):
-        return Outcome(job.id, job.repo, job.action, job.why, job.action)
-    started, folder = time.monotonic(), work / job.repo.replace("/", "--")
+@contextlib.contextmanager
+def place(dispatch: str, folder: Path, hub: Hub) -> Iterator[Place]:
     tell = watcher.get()
+    if dispatch == "local":
+        yield Here(folder, hub, tell)
+    else:
+        with Pool.opened(tell) as pool:
+            yield pool
 
-    def at(first: float, last: float) -> records.Progress:
-        return lambda what, share: tell(job.id, what, first + (last - first) * share)
 
+def each(found: Survey, there: Place) -> Iterator[Outcome]:
+    """The jobs in their order, until a wave stops for its failures: what is left of it waits."""
+    wave, waiting = found.wave, deque(found.jobs)
+    going: dict[str, Job] = {}
+    while waiting or going:
+        while waiting and (not waiting[0].to_do or there.has_room()):
+            job = waiting.popleft()
+            if job.to_do and not wave.takes(job):
+                job = held(job, wave.stopped or "")
+            if job.to_do:
+                there.start(job)
+                going[job.repo] = job
+            else:
+                yield untouched(job)
+        for outcome in there.ended():
+            job = going.pop(outcome.repo)
+            if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
+                wave = wave.after(job.repo, failed=outcome.status == "failed")
+            yield outcome
+
+
+def untouched(job: Job) -> Outcome:
+    assert job.action in ("held", "blocked", "orphan", "skip")
+    return Outcome(job.id, job.repo, job.action, job.why, job.action)
+
+
+def in_order(jobs: list[Job], outcomes: Iterator[Outcome]) -> tuple[Outcome, ...]:
+    """As the plan has them, whenever they ended."""
+    place = {job.repo: number for number, job in enumerate(jobs)}
+    return tuple(sorted(outcomes, key=lambda outcome: place[outcome.repo]))
+
+
+def told(block: str | None, run: Run) -> tuple[str, ...]:
+    """Tells whoever wants to be told of the night. Warnings: it could not be."""
+    if block is None:
+        return ()
     try:
-        begin(folder, job)
-        fetch_task(folder, hub, at(0, 0.2))
-        if job.action == "card":
-            card_task(folder, silent)
-        else:
-            build_task(folder, work / "run.log", BUILD_TIMEOUT, at(0.2, 0.85))
-        published = publish_task(folder, hub, at(0.85, 1))
-    except Exception as err:  # noqa: BLE001 - whatever befalls one model, the others have their turn
-        if not isinstance(err, Hft2aneError):
-            get_run_logger().exception("%s failed in a way that nobody foresaw", job.id)
-        tell(job.id, "failed", 1.0)
-        seconds = round(time.monotonic() - started, 1)
-        text = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
-        kind = type(err).__name__
-        return Outcome(job.id, job.repo, job.action, job.why, "failed", error=text, seconds=seconds, kind=kind)
-    tell(job.id, "published", 1.0)
-    return outcome(job, folder, published, round(time.monotonic() - started, 1))
-
-
-def outcome(job: Job, folder: Path, published: Published, seconds: float) -> Outcome:
-    """The figures of a finished job, from its folder."""
-    report = records.read(folder / "report.json", Report)
-    rewrite = [f.psnr_min for f in report.fidelity if f.is_rewrite]
-    artefact = [f.psnr_min for f in report.fidelity if not f.is_rewrite]
-    conversion = records.read(folder / "release" / "conversion.json", records.Conversion)
-    return Outcome(
-        id=job.id,
-        repo=job.repo,
-        action=job.action,
-        why=job.why,
-        status="published" if published.changed else "unchanged",
-        task=conversion.task,
-        rewrite=min(rewrite),
-        artefact=min(artefact),
-        size=sum(p.size for p in conversion.packages),
-        tag=published.tag,
-        seconds=seconds,
-    )
+        loaded = patiently(lambda: Block.load(block), away=60)
+        if not isinstance(loaded, NotificationBlock):
+            return (f"{block} is no notification block of Prefect, so nobody was told of this night",)
+        sent: object = loaded.notify(nights.notification(run), subject=nights.headline(run))
+        if inspect.iscoroutine(sent):  # as the block was written
+            asyncio.run(sent)
+    except Exception as err:  # noqa: BLE001 - services of others fail in ways of their own, and the night is done
+        return (f"{block} could not be told of this night: {type(err).__name__}: {err}",)
+    return ()

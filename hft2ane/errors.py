@@ -23,9 +23,13 @@ Hft2aneError
 ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
 ├── SignatureError       a release is not signed, or not by this key, or is not what was signed
 ├── PublishError         the release could not be published, or is not what was built
+├── OverLimit            a conversion took more time or memory than it may
 └── Unavailable          the surroundings failed, not the model: try again later
     ├── HubUnavailable   no answer, a server error, or a rate limit that outlasted the retries
-    └── NoSpace          not enough free disk for the next step
+    ├── NoSpace          not enough free disk for the next step
+    ├── WorkerLost       the machine, or its worker, was lost while it converted
+    ├── WorkerMismatch   a worker's environment is not the one that is deployed
+    └── NoWorker         no machine began the conversion
 """
 
 
@@ -110,6 +114,9 @@ class SignatureError(Hft2aneError): ...
 class PublishError(Hft2aneError): ...
 
 
+class OverLimit(Hft2aneError): ...
+
+
 class Unavailable(Hft2aneError):
     exit_code = 75  # EX_TEMPFAIL
 
@@ -118,3 +125,12 @@ class HubUnavailable(Unavailable): ...
 
 
 class NoSpace(Unavailable): ...
+
+
+class WorkerLost(Unavailable): ...
+
+
+class WorkerMismatch(Unavailable): ...
+
+
+class NoWorker(Unavailable): ...

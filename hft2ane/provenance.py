@@ -23,12 +23,17 @@ def made() -> Made:
         hft2ane=version("hft2ane"),
         commit=_git("rev-parse", "HEAD") if checkout else None,
         changed=checkout and bool(_git("status", "--porcelain", "--", keys.CODE.name)),
-        lock=_digest(ROOT / LOCK) if checkout else None,
+        lock=lock() if checkout else None,
         tools=dict(sorted(tools.items())),
         system=f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system(),
         machine=platform.machine(),
         python=platform.python_version(),
     )
+
+
+def lock() -> str | None:
+    """SHA-256 of the constraints.txt beside this code; None: there is none, as in an installed wheel."""
+    return _digest(ROOT / LOCK)
 
 
 def _version(name: str) -> str | None:

@@ -93,8 +93,8 @@ def owners(models: Sequence[Wanted]) -> list[str]:
     return sorted({each.repo.partition("/")[0] for each in models})
 
 
-def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: datetime) -> State:
-    """What the next run should know of this one. `work` has the folders of its jobs."""
+def remember(found: Survey, outcomes: Sequence[Outcome], now: datetime) -> State:
+    """What the next run should know of this one."""
     before, jobs, code = found.world.state, {job.repo: job for job in found.jobs}, Now()
     kept = {repo for each in (before.attempts, before.blocked) for repo in each if repo in jobs or not found.complete}
     failures = {repo: value for repo, value in before.attempts.items() if repo in kept}
@@ -103,9 +103,8 @@ def remember(found: Survey, outcomes: Sequence[Outcome], work: Path, now: dateti
     for outcome in outcomes:
         repo = outcome.repo
         if outcome.status == "failed":
-            family = model_type(work / repo.replace("/", "--"))
-            tried, error = subject(jobs[repo], family, code), outcome.error or ""
-            failures[repo] = attempts.failed(failures.get(repo), tried, family, outcome.kind or "", error, now)
+            tried, error = subject(jobs[repo], outcome.family, code), outcome.error or ""
+            failures[repo] = attempts.failed(failures.get(repo), tried, outcome.family, outcome.kind or "", error, now)
         elif outcome.status == "blocked" and repo not in paused:
             blocked[repo] = attempts.signature("blocked", outcome.why)
         elif outcome.status in ("published", "unchanged", "skip"):
@@ -143,6 +142,11 @@ def model_type(folder: Path) -> str:
             found = (part.get("model_type") for part in parts if isinstance(part, dict))
             return "/".join(name for name in found if isinstance(name, str))
     return ""
+
+
+def folder_of(work: Path, job: Job) -> Path:
+    """Where a job is done: `work/ane--all-MiniLM-L6-v2-ane`."""
+    return work / job.repo.replace("/", "--")
 
 
 def begin(folder: Path, job: Job) -> None:

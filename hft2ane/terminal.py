@@ -9,6 +9,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, TextIO
@@ -170,6 +171,17 @@ def show_run(run: Run, title: str) -> None:
     screen().print(made)
     for warning in run.warnings:
         screen().print(f"[yellow]{escape(warning)}[/]")
+
+
+def show_nights(owner: str, runs: Sequence[Run]) -> None:
+    """One row a night, the newest first."""
+    from hft2ane.nights import headline
+
+    made = table(f"nights of {owner}", "started, UTC", "min", "", right=("min",))
+    for run in runs:
+        began = f"{run.started.astimezone(UTC):%Y-%m-%d %H:%M}"
+        made.add_row(began, f"{run.seconds / 60:.0f}", escape(headline(run)), style="red" if run.failed else "")
+    screen().print(made if runs else f"No night of {escape(owner)} is known.")
 
 
 def show_audit(found: Sequence[Checked]) -> None:

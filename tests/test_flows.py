@@ -115,6 +115,23 @@ def test_the_second_night_finds_nothing_to_do(world: World, first_night: Run) ->
 
 
 @pytest.mark.slow
+def test_nights_are_shown_and_missed(
+    world: World, first_night: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", world.local.url)
+    monkeypatch.setenv("HF_TOKEN", world.local.token)
+    command = ["nights", "--manifests", str(world.folder / "models.yaml")]
+    assert main([*command, "--within", "26"]) == 0
+    assert "newly fails: me/gpt" in " ".join(capsys.readouterr().out.split())
+    assert main([*command, "--within", "0"]) == 1
+    assert "no night of ane in the last 0 hours" in capsys.readouterr().err
+    assert main([*command, "--organization", "nobody", "--within", "26"]) == 1
+    capsys.readouterr()
+    assert main([*command, "--markdown", "--last", "30"]) == 0
+    assert capsys.readouterr().out.startswith("# 20")
+
+
+@pytest.mark.slow
 def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, tmp_path: Path) -> None:
     """The run fails when a model newly does; it is left alone for a while, and longer after the next failure."""
     remembered = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
@@ -257,23 +274,25 @@ def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: 
     assert (outcome.status, outcome.why) == ("skip", "retired: there is a better one")
 
 
-def test_a_wave_stops_in_the_night_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from flows import nightly
-
+def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
     jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
     asked = Job("create", "new", "me/new", "ane/new", cause="request")
     done: list[str] = []
 
-    def do(job: Job, work: Path, hub: Hub) -> Outcome:
-        if not job.to_do:
-            return Outcome(job.id, job.repo, job.action, job.why, "held")
-        done.append(job.id)
-        bad = job.id in ("me/m1", "me/m3")
-        return Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")
+    from flows.dispatch import Here  # it imports Prefect, whose settings are read then: not before a night sets them
+    from flows.nightly import each
 
-    monkeypatch.setattr(nightly, "do", do)
+    class There(Here):
+        def ended(self) -> list[Outcome]:
+            job, self.job = self.job, None
+            assert job
+            done.append(job.id)
+            bad = job.id in ("me/m1", "me/m3")
+            return [Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")]
+
     found = Survey([*jobs, asked], Answers({}, {}), [], True, {}, Wave(), ())
-    outcomes = list(nightly.each(found, tmp_path, Hub("http://127.0.0.1:9", "hf_x")))
+    hub = Hub("http://127.0.0.1:9", "hf_x")
+    outcomes = list(each(found, There(tmp_path, hub, lambda model, what, share: None)))
     assert done == ["me/m0", "me/m1", "me/m2", "me/m3", "me/m4", "me/new"]
     assert [o.status for o in outcomes] == [
         "published", "failed", "published", "failed", "published", "held", "held", "held", "held", "published",
@@ -345,8 +364,12 @@ def stand_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return script
 
 
-def build(tmp_path: Path, timeout: float = 60) -> None:
-    child.build(tmp_path / "job", tmp_path / "log", timeout, silent)
+def build(tmp_path: Path, **limits: Any) -> None:
+    child.build(tmp_path / "job", child.Limits(**limits), silent)
+
+
+def log(tmp_path: Path) -> str:
+    return (tmp_path / "job" / child.LOG).read_text()
 
 
 def gone(pid: int) -> bool:
@@ -363,11 +386,11 @@ def test_the_child_has_no_token(stand_in: Path, tmp_path: Path, monkeypatch: pyt
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     stand_in.write_text("#!/bin/sh\nenv >&2\n")
     build(tmp_path)
-    environment = (tmp_path / "log").read_text()
+    environment = log(tmp_path)
     assert "hf_secret" not in environment
     assert "HF_HUB_OFFLINE=1" in environment
     assert f"TMPDIR={tmp_path}" in environment
-    assert not list((tmp_path / "job").iterdir()), "the private temporary folder stays behind"
+    assert [each.name for each in (tmp_path / "job").iterdir()] == [child.LOG], "the temporary folder stays behind"
 
 
 def test_the_child_does_not_find_the_token_of_a_login(
@@ -380,13 +403,13 @@ def test_the_child_does_not_find_the_token_of_a_login(
     ask = "from huggingface_hub import get_token; import sys; print(get_token(), file=sys.stderr)"
     stand_in.write_text(f"#!/bin/sh\n'{PYTHON}' -c '{ask}'\n")
     build(tmp_path)
-    assert (tmp_path / "log").read_text().strip() == "None"
+    assert log(tmp_path).strip() == "None"
 
 
 def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_path: Path) -> None:
     stand_in.write_text(f"#!/bin/sh\nsleep 600 & echo $! > {tmp_path}/pid\nwait\n")
-    with pytest.raises(errors.Hft2aneError, match="no result after 1 s"):
-        build(tmp_path, timeout=1)
+    with pytest.raises(errors.OverLimit, match="it did not start within 1 s"):
+        build(tmp_path, start=1.0)
     assert gone(int((tmp_path / "pid").read_text()))
 
 
@@ -407,7 +430,7 @@ def test_what_is_not_ours_on_standard_output_goes_to_the_log(stand_in: Path, tmp
     """A library that prints must not break the conversation."""
     stand_in.write_text("#!/bin/sh\necho 'Loading shards...'\n")
     build(tmp_path)
-    assert "Loading shards" in (tmp_path / "log").read_text()
+    assert "Loading shards" in log(tmp_path)
 
 
 @pytest.mark.slow

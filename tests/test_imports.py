@@ -37,7 +37,7 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "maintain", "rebuild", "recheck", "state", "survey", "terminal", "flows"),
+    ("cli", "demo", "maintain", "nights", "rebuild", "recheck", "room", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 

@@ -61,7 +61,7 @@ class World:
             Outcome(job.id, job.repo, job.action, job.why, "failed" if job.to_do else job.action, "x", kind="NoSpace")  # type: ignore[arg-type]
             for job in found.jobs
         ]
-        after = remember(found, outcomes, self.folder / "work", datetime.now(UTC))
+        after = remember(found, outcomes, datetime.now(UTC))
         assert state.write(self.hub, found.world.state, after, owners(models)) == []
         return found, asked
 

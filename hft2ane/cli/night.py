@@ -37,6 +37,13 @@ def add(commands: Commands) -> None:
         else:
             sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
 
+    sub = commands.add("nights", nights, "Show the last nights, from what is kept on the Hub.")
+    sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
+    sub.add_argument("--organization", help="look there instead of where the manifests say")
+    sub.add_argument("--last", type=int, default=7, metavar="N", help="so many of each organisation (default: 7)")
+    sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none is newer than that")
+    sub.add_argument("--markdown", action="store_true", help="the newest one as a page")
+
     sub = commands.add(
         "audit", audit, "Download what is published, and check that it is what it says; measure it again."
     )
@@ -55,7 +62,7 @@ def add(commands: Commands) -> None:
 
 def plan(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
-    from hft2ane.survey import begin, survey, wanted
+    from hft2ane.survey import begin, folder_of, survey, wanted
 
     models = wanted(paths(options), options.organization, options.only)
     found = survey(models, Hub(), complete=not options.only, limit=options.wave)
@@ -64,7 +71,7 @@ def plan(options: argparse.Namespace) -> int:
         print(f"hft2ane: {warning}", file=sys.stderr)
     for job in jobs:
         if options.jobs and job.to_do:
-            begin(options.jobs / job.repo.replace("/", "--"), job)
+            begin(folder_of(options.jobs, job), job)
     if options.json:
         print(json.dumps([asdict(job) for job in jobs], indent=2))
     else:
@@ -85,6 +92,34 @@ def run(options: argparse.Namespace) -> int:
     return 1 if outcome.failed else 0
 
 
+def nights(options: argparse.Namespace) -> int:
+    """Exit code 1: an organisation had no night `--within` so many hours."""
+    from datetime import UTC, datetime, timedelta
+
+    from hft2ane import nights as told
+    from hft2ane import state
+    from hft2ane.hub import Hub
+    from hft2ane.survey import owners, wanted
+    from hft2ane.terminal import show_nights
+
+    hub, dead = Hub(), []
+    for owner in owners(wanted(paths(options), options.organization, None)):
+        found = state.runs(hub, owner, options.last)
+        if options.markdown:
+            sys.stdout.write(told.markdown(found[0]) if found else f"# {owner}: no night yet\n")
+        else:
+            show_nights(owner, found)
+        if options.within is not None:
+            least = datetime.now(UTC) - timedelta(hours=options.within)
+            dead += [owner] if not found or found[0].started < least else []
+    for owner in dead:
+        print(
+            f"hft2ane: no night of {owner} in the last {options.within:g} hours: is its schedule alive?",
+            file=sys.stderr,
+        )
+    return int(bool(dead))
+
+
 def audit(options: argparse.Namespace) -> int:
     """Exit code 1: something is not what it says. What was found is remembered for the plan, where a token allows."""
     import tempfile
@@ -102,11 +137,11 @@ def audit(options: argparse.Namespace) -> int:
     found = []
     for repo in recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC)):
         with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, bar(repo) as progress:
-            folder, log = Path(place) / "job", Path(place) / "log"
+            folder = Path(place) / "job"
             folder.mkdir()
 
-            def measure(job: Path, log: Path = log, progress: Progress = progress) -> None:
-                child.build(job, log, 3600.0, progress)
+            def measure(job: Path, progress: Progress = progress) -> None:
+                child.build(job, child.Limits(), progress)
 
             found.append(recheck.check(repo, hub, folder, None if options.digests else measure))
     before, warnings = state.read(hub, owners(models))

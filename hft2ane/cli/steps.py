@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from hft2ane import records
@@ -100,7 +101,7 @@ def build(options: argparse.Namespace) -> int:
     quieten()
     if options.json:
         threading.Thread(target=end_with_stdin, daemon=True).start()
-        steps(options.folder, tell_json)
+        steps(options.folder, tell_json, tell_stage)
     else:
         from hft2ane.terminal import bar
 
@@ -109,14 +110,22 @@ def build(options: argparse.Namespace) -> int:
     return 0
 
 
-def steps(folder: Path, progress: Progress) -> None:
-    """Export, verify and card, as shares of one whole. What is only to be measured again is there already."""
+def steps(folder: Path, progress: Progress, enter: Callable[[str], None] = lambda stage: None) -> None:
+    """Export, verify and card, as shares of one whole; `enter` is told when each begins. What is only to be measured
+    again is there already."""
     from hft2ane import card, export, verify
 
     if records.read(folder / "job.json", Job).action != "verify":
+        enter("export")
         export.export(folder, lambda what, share: progress(what, 0.3 * share))
+    enter("verify")
     verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
+    enter("card")
     card.make(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+
+
+def tell_stage(stage: str) -> None:
+    print(json.dumps({"stage": stage}), flush=True)
 
 
 def tell_json(what: str, share: float) -> None:

@@ -1,0 +1,203 @@
+"""One job: from its line of the plan to the Hub, in its folder, with whatever befalls it as an outcome.
+
+It is fetched and published in this process, which holds the token and runs no model code, and built in a child
+process, which runs model code and has no token. `convert` does it where it is called; the flow `convert-model` does it
+on the machine of a pool that takes it up, and answers with an artifact.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from prefect import flow, get_run_logger, runtime, task
+from prefect.artifacts import Artifact, create_link_artifact, create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.states import Completed, Failed
+from prefect.tasks import exponential_backoff
+
+from flows import child
+from flows.patience import forgiven, patiently
+from hft2ane import card, provenance, publish, records, room, source
+from hft2ane.attempts import signature
+from hft2ane.errors import Hft2aneError, NoSpace, OverLimit, Unavailable, WorkerMismatch
+from hft2ane.hub import Hub
+from hft2ane.records import Conversion, Job, Outcome, Progress, Published, Report, silent
+from hft2ane.survey import begin, folder_of, model_type
+
+ANSWER = "outcome"  # the type of the artifact that a run leaves
+HOLD = 60.0  # seconds that a worker which can do no job keeps each, so that it does not empty the queue
+WORK = "~/.cache/hft2ane/work"
+TOLD = 5.0  # seconds between two updates of a progress bar
+TAIL = 40  # lines of a failed conversion's log that go to the run's
+
+
+def transient(_: Any, __: Any, end: Any) -> bool:
+    """The surroundings failed, not the model: worth another try."""
+    return isinstance(end.result(raise_on_failure=False), Unavailable)
+
+
+retrying: dict[str, Any] = {
+    "cache_policy": NO_CACHE,
+    "retries": 2,
+    "retry_delay_seconds": exponential_backoff(2),
+    "retry_jitter_factor": 0.5,
+    "retry_condition_fn": transient,
+}
+
+fetch_task = task(name="fetch", **retrying)(source.fetch)
+build_task = task(name="build", cache_policy=NO_CACHE)(child.build)
+card_task = task(name="card", cache_policy=NO_CACHE)(card.refresh)
+publish_task = task(name="publish", **retrying)(publish.publish)
+
+
+@flow(name="convert-model", flow_run_name="{job[repo]}", validate_parameters=False)
+def convert_model(job: dict[str, Any], lock: str | None = None, work: str | None = None) -> State[Any]:
+    """`job`: as in job.json; `lock`: digest of the lock that is deployed, None: any will do; `work`: where the folders
+    of jobs go, by default HFT2ANE_WORK, or below ~/.cache."""
+    line = records.parse(json.dumps(job), Job, "the job")
+    place = Path(work or os.environ.get("HFT2ANE_WORK", WORK)).expanduser()
+    try:
+        check_lock(lock)
+    except WorkerMismatch as err:
+        time.sleep(HOLD)
+        found = failure(line, err)
+    else:
+        found = convert(line, place, Hub(), Bar(line.repo))
+    found = replace(found, log=page())
+    answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=records.dump(found).decode())
+    patiently(answer.create)
+    if found.url:
+        name, key = f"{found.repo}@{found.tag}", slug(f"published-{found.repo}")
+        patiently(lambda: create_link_artifact(str(found.url), name, key=key))
+    said = f"{found.status}: {found.error or found.why}"
+    return Failed(message=said) if found.status == "failed" else Completed(message=said)
+
+
+def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
+    """A job that is to be done, from plan to Hub; a failure is an outcome."""
+    started, folder = time.monotonic(), folder_of(work, job)
+
+    def at(first: float, last: float) -> Progress:
+        return lambda what, share: tell(what, first + (last - first) * share)
+
+    try:
+        with alone(folder):
+            room.make(work, folder, job)
+            begin(folder, job)
+            fetch_task(folder, hub, at(0, 0.2))
+            if job.action == "card":
+                card_task(folder, silent)
+            else:
+                build_task(folder, child.Limits.of(job), at(0.2, 0.85))
+            published = publish_task(folder, hub, at(0.85, 1))
+            found = finished(job, folder, published)
+    except Exception as err:  # noqa: BLE001 - whatever befalls one model, the others have their turn
+        if not isinstance(err, Hft2aneError):
+            get_run_logger().exception("%s failed in a way that nobody foresaw", job.id)
+        for line in tail(folder / child.LOG):
+            get_run_logger().info("%s", line)
+        if isinstance(err, NoSpace | OverLimit):
+            room.empty(folder)
+        found = failure(job, err)
+    tell(found.status, 1.0)
+    return replace(
+        found, seconds=round(time.monotonic() - started, 1), family=model_type(folder), worker=machine(),
+        log=str(folder / child.LOG),
+    )  # fmt: skip
+
+
+def failure(job: Job, err: Exception) -> Outcome:
+    kind, text = type(err).__name__, str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
+    return Outcome(
+        job.id, job.repo, job.action, job.why, "failed", error=text, kind=kind, signature=signature(kind, text),
+        worker=machine(),
+    )  # fmt: skip
+
+
+def finished(job: Job, folder: Path, published: Published) -> Outcome:
+    """The figures of a finished job, from its folder."""
+    report = records.read(folder / "report.json", Report)
+    rewrite = [f.psnr_min for f in report.fidelity if f.is_rewrite]
+    artefact = [f.psnr_min for f in report.fidelity if not f.is_rewrite]
+    conversion = records.read(folder / "release" / "conversion.json", Conversion)
+    return Outcome(
+        id=job.id,
+        repo=job.repo,
+        action=job.action,
+        why=job.why,
+        status="published" if published.changed else "unchanged",
+        task=conversion.task,
+        rewrite=min(rewrite),
+        artefact=min(artefact),
+        size=sum(p.size for p in conversion.packages),
+        tag=published.tag,
+        url=published.url,
+    )
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """One process at a time works on a job's folder on this machine: another waits until the first is done, or gone."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def check_lock(deployed: str | None) -> None:
+    """WorkerMismatch: the packages installed here are by another lock than those of the deployment."""
+    here = provenance.lock()
+    if deployed is not None and here != deployed:
+        raise WorkerMismatch(
+            f"{machine()} has the lock {(here or 'none')[:12]}, and {deployed[:12]} is deployed: in its checkout, "
+            "`git pull && make .venv`, and start its worker again"
+        )
+
+
+def machine() -> str:
+    """By which people know it: HFT2ANE_WORKER, or its name in the network."""
+    return os.environ.get("HFT2ANE_WORKER") or socket.gethostname().partition(".")[0]
+
+
+def page() -> str | None:
+    """Where Prefect shows this run; None: nowhere, outside of a server."""
+    return runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
+
+
+def tail(log: Path) -> list[str]:
+    if not log.is_file():
+        return []
+    with log.open("rb") as file:
+        file.seek(max(0, log.stat().st_size - 20_000))
+        return file.read().decode(errors="replace").splitlines()[-TAIL:]
+
+
+def slug(text: str) -> str:
+    """A key that Prefect takes: lower case letters, digits and dashes."""
+    return "-".join("".join(c if c.isalnum() and c.isascii() else " " for c in text.lower()).split())
+
+
+class Bar:
+    """Progress of one run as Prefect shows it, told now and then."""
+
+    def __init__(self, repo: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock, self.told = clock, clock()
+        made = patiently(lambda: create_progress_artifact(0.0, key=slug(f"progress-{repo}"), description=repo))
+        assert isinstance(made, UUID)  # a coroutine in async code only
+        self.artifact = made
+
+    def __call__(self, what: str, share: float) -> None:
+        if share < 1 and self.clock() - self.told < TOLD:
+            return
+        self.told = self.clock()
+        with forgiven():
+            update_progress_artifact(self.artifact, 100 * min(share, 1.0), what)

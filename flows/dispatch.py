@@ -1,0 +1,241 @@
+"""Where a night's jobs are done: `Here`, one after another in this process, or on the machines of a `Pool`.
+
+A run of the pool that crashed is dispatched again, a few times. A run that an earlier night left behind, still going,
+is taken over.
+"""
+
+import contextlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+from prefect import get_run_logger, runtime
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    DeploymentFilter,
+    DeploymentFilterId,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
+from prefect.deployments import run_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
+from prefect.utilities.urls import url_for
+
+from flows import convert_model
+from flows.patience import patiently
+from hft2ane import records
+from hft2ane.errors import BadInput, Hft2aneError, NoWorker, WorkerLost, WorkerMismatch
+from hft2ane.hub import Hub
+from hft2ane.records import Job, Outcome, Progress
+
+DEPLOYMENT = "convert-model/mac"
+TRIES = 3
+POLL = 2.0  # seconds between looks at the runs
+PATIENCE = 7200.0  # seconds without any machine that takes jobs up
+# A run that may still be going.
+GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+
+T = TypeVar("T")
+Told = Callable[[str, str, float], None]  # model id, what it does, share done
+
+
+class Place(Protocol):
+    """Where jobs are done."""
+
+    def has_room(self) -> bool:
+        """Whether one more may be started."""
+
+    def start(self, job: Job) -> None: ...
+
+    def ended(self) -> list[Outcome]:
+        """Of those started, what has ended since the last call: at least one, when one was started."""
+
+
+class Here:
+    def __init__(self, work: Path, hub: Hub, tell: Told) -> None:
+        self.work, self.hub, self.tell = work, hub, tell
+        self.job: Job | None = None
+
+    def has_room(self) -> bool:
+        return self.job is None
+
+    def start(self, job: Job) -> None:
+        self.job = job
+
+    def ended(self) -> list[Outcome]:
+        job, self.job = self.job, None
+        return [convert_model.convert(job, self.work, self.hub, self.progress(job))] if job else []
+
+    def progress(self, job: Job) -> Progress:
+        return lambda what, share: self.tell(job.id, what, share)
+
+
+@dataclass
+class Flying:
+    """A run of the pool: its job, and the number of the try."""
+
+    job: Job
+    tries: int
+    began: float = field(default_factory=time.monotonic)
+    seen: str = ""  # its state when it was last looked at
+
+
+class Pool:
+    """The machines that serve the deployment `convert-model/mac`. Two runs a machine are in the air at most, so that
+    none waits for us, and few are to be called back."""
+
+    def __init__(self, client: SyncPrefectClient, tell: Told) -> None:
+        self.client, self.tell, self.log = client, tell, get_run_logger()
+        self.night = str(runtime.flow_run.id)
+        self.flying: dict[UUID, Flying] = {}
+        try:
+            deployment = self.ask(lambda: client.read_deployment_by_name(DEPLOYMENT))
+        except ObjectNotFound as err:
+            raise BadInput(f"the server has no deployment {DEPLOYMENT}: `make deploy` makes it") from err
+        self.pool, self.deployment = str(deployment.work_pool_name), deployment.id
+        self.left = self.left_behind()
+        self.machines, self.counted = self.online(), time.monotonic()
+        self.alive = time.monotonic()  # when a machine last showed itself
+
+    @classmethod
+    @contextlib.contextmanager
+    def opened(cls, tell: Told) -> Iterator["Pool"]:
+        """A night that ends early, as when it is cancelled, takes its runs with it."""
+        with get_client(sync_client=True) as client:
+            pool = cls(client, tell)
+            try:
+                yield pool
+            except BaseException:
+                pool.cancel()
+                raise
+
+    def ask(self, call: Callable[[], T]) -> T:
+        return patiently(call)
+
+    def has_room(self) -> bool:
+        if time.monotonic() - self.counted > 15 * POLL:
+            self.machines, self.counted = self.online(), time.monotonic()
+        return len(self.flying) < 2 * max(1, self.machines)
+
+    def online(self) -> int:
+        workers = self.ask(lambda: self.client.read_workers_for_work_pool(self.pool))
+        return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
+
+    def left_behind(self) -> dict[bytes, FlowRun]:
+        """Runs that an earlier night dispatched and that have not ended, by the job that they do."""
+        runs = self.ask(
+            lambda: self.client.read_flow_runs(
+                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self.deployment])),
+                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=GOING))),
+            )
+        )
+        return {job_key(run.parameters["job"]): run for run in runs if "job" in run.parameters}
+
+    def start(self, job: Job, tries: int = 1) -> None:
+        told = json.loads(records.dump(job))
+        if run := self.left.pop(job_key(told), None):
+            self.log.info("%s: its run of an earlier night is still going", job.id)
+            self.flying[run.id] = Flying(job, tries)
+            return
+        made = self.ask(
+            lambda: run_deployment(
+                DEPLOYMENT,
+                parameters={"job": told},
+                timeout=0,
+                flow_run_name=job.repo,
+                idempotency_key=f"{self.night}/{job.repo}/{tries}",
+                tags=["hft2ane"],
+            )
+        )
+        assert isinstance(made, FlowRun)  # a coroutine in async code only
+        self.flying[made.id] = Flying(job, tries)
+
+    def ended(self) -> list[Outcome]:
+        while self.flying:
+            time.sleep(POLL)
+            if outcomes := [outcome for run in self.runs() for outcome in self.look(run)]:
+                return outcomes
+            if time.monotonic() - self.alive > PATIENCE:
+                return self.give_up()
+        return []
+
+    def runs(self) -> Iterator[FlowRun]:
+        ids = list(self.flying)
+        for first in range(0, len(ids), 100):
+            some = FlowRunFilter(id=FlowRunFilterId(any_=ids[first : first + 100]))
+            yield from self.ask(lambda some=some: self.client.read_flow_runs(flow_run_filter=some, limit=100))  # type: ignore[misc]
+
+    def look(self, run: FlowRun) -> Iterator[Outcome]:
+        """The outcome of a run that has ended, unless it is tried again."""
+        state, flying = run.state, self.flying[run.id]
+        if state is None or not state.is_final():
+            name = (state and state.name) or ""
+            if state is not None and state.is_running():
+                self.alive = time.monotonic()
+            if name != flying.seen:
+                flying.seen = name
+                self.tell(flying.job.id, name.lower(), 0.0)
+            return
+        self.alive = time.monotonic()
+        del self.flying[run.id]
+        found = replace(self.outcome(run, flying.job), tries=flying.tries)
+        if found.kind in (WorkerLost.__name__, WorkerMismatch.__name__) and flying.tries < TRIES:
+            self.log.warning("%s: try %d: %s", found.id, flying.tries, found.error)
+            self.start(flying.job, flying.tries + 1)
+            return
+        self.tell(found.id, found.status, 1.0)
+        yield found
+
+    def outcome(self, run: FlowRun, job: Job) -> Outcome:
+        """As the run told it, or what its end tells of it."""
+        state = run.state
+        assert state is not None
+        if state.is_completed() or state.is_failed():
+            answers = ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=[convert_model.ANSWER])
+            )
+            for answer in self.ask(lambda: self.client.read_artifacts(artifact_filter=answers)):
+                return records.parse(str(answer.data), Outcome, f"the answer of run {run.id}")
+        address = page(run)
+        if state.is_cancelled():
+            by_hand = "its run was cancelled by hand"
+            return Outcome(job.id, job.repo, job.action, job.why, "held", error=by_hand, log=address)
+        how = " ".join((state.message or "").split()) or "no reason is given"
+        err: Hft2aneError = WorkerLost(f"{state.name}: {how}")
+        return replace(convert_model.failure(job, err), worker="", log=address)
+
+    def give_up(self) -> list[Outcome]:
+        flying = list(self.flying.values())
+        self.cancel()
+        hours = PATIENCE / 3600
+        why = (
+            f"no machine of the pool {self.pool} took a job up for {hours:g} hours: is a worker running? "
+            "`hft2ane worker doctor` on one tells more"
+        )
+        return [replace(convert_model.failure(each.job, NoWorker(why)), worker="") for each in flying]
+
+    def cancel(self) -> None:
+        for run in self.flying:
+            with contextlib.suppress(ObjectNotFound):  # deleted by hand
+                self.ask(lambda run=run: self.client.set_flow_run_state(run, Cancelling(message="its night has ended")))  # type: ignore[misc]
+        self.flying.clear()
+
+
+def job_key(job: Any) -> bytes:
+    return json.dumps(job, sort_keys=True).encode()
+
+
+def page(run: FlowRun) -> str | None:
+    """Where Prefect shows a run."""
+    return url_for(run)

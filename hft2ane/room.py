@@ -1,0 +1,47 @@
+"""Room on the disk that has the folders of jobs: what was fetched stays for the next night, while there is room."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from hft2ane import records
+from hft2ane.records import Job
+
+TIMES = 4  # a job takes up to so many times the size of what it fetches, its packages among it
+LEAST = 1e9  # bytes more than that stay free, or
+LEAST_SHARE = 0.02  # of a small disk
+SMALL = (".json", ".log")
+
+
+def make(work: Path, folder: Path, job: Job) -> None:
+    """Room for a job in `folder`: the other folders in `work` are emptied, the longest unused first, until there is.
+
+    NoSpace: that was not enough."""
+    work.mkdir(parents=True, exist_ok=True)
+    need = TIMES * sum(file.size for file in job.files)
+    need += int(min(LEAST, LEAST_SHARE * shutil.disk_usage(work).total))
+    for other in oldest(work):
+        if shutil.disk_usage(work).free >= need:
+            break
+        if other != folder:
+            empty(other)
+    records.need_room(work, need, job.id)
+
+
+def oldest(work: Path) -> Iterator[Path]:
+    """The folders of jobs, the longest unused first."""
+    found = []
+    for record in work.glob("*/job.json"):
+        with contextlib.suppress(FileNotFoundError):  # another process may be about to begin there
+            found.append((record.stat().st_mtime, record.parent))
+    return (folder for _, folder in sorted(found))
+
+
+def empty(folder: Path) -> None:
+    """Leaves the records and logs of a job, for people."""
+    for each in folder.iterdir() if folder.is_dir() else ():
+        if each.is_dir() and not each.is_symlink():
+            shutil.rmtree(each, ignore_errors=True)
+        elif each.suffix not in SMALL:
+            each.unlink(missing_ok=True)

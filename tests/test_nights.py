@@ -1,0 +1,98 @@
+"""What people read of a night."""
+
+import re
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from hft2ane import nights
+from hft2ane.attempts import EQUAL, Attempts, State
+from hft2ane.records import Job, Outcome, Run
+
+STARTED = datetime(2026, 11, 28, 3, tzinfo=UTC)
+NEW = Outcome("me/new", "ane/new", "create", "nothing is published yet", "failed", error="12 dB | gate",
+              kind="GateFailed", signature="GateFailed: # dB", next=STARTED + timedelta(hours=4), worker="mac-2",
+              tries=2, log="http://prefect/runs/1")  # fmt: skip
+OLD = Outcome("me/old", "ane/old", "convert", "new weights", "failed", error="no such op", log="/x/build.log")
+GOOD = Outcome("me/good", "ane/good", "create", "new", "published", rewrite=130.25, artefact=70.0, size=2_500_000,
+               tag="v1", seconds=12.3, worker="mac-1", url="http://hub/ane/good")  # fmt: skip
+HELD = Outcome("me/held", "ane/held", "held", "it failed, and waits", "held")
+RUN = Run(STARTED, (GOOD, OLD, NEW, HELD), ("me/new",), 125.0, ("the state could not be written",), skipped=7)
+
+
+def test_the_headline_says_first_what_newly_fails() -> None:
+    assert nights.headline(RUN) == "1 of 4 models newly fails: me/new · 1 failed as before, 1 published, 1 held"
+    assert nights.headline(Run(STARTED, (), (), 1.0)) == "nothing was to be done"
+
+
+def test_the_report_begins_with_failures_and_the_new_one_first() -> None:
+    page = nights.markdown(RUN)
+    lines = page.splitlines()
+    titles = [line for line in lines if line.startswith("#")]
+    assert titles == [
+        "# 2026-11-28 03:00 UTC",
+        "## Failed: 2",
+        "## Published: 1",
+        "## Held: waits by itself: 1",
+        "## Warnings",
+    ]
+    rows = [line for line in lines if line.startswith("| ") and "me/" in line]
+    assert [next(id for id in ("new", "old", "good", "held") if f"me/{id}" in row) for row in rows] == [
+        "new", "old", "good", "held",
+    ]  # fmt: skip
+    assert rows[0].startswith("| **new** |")
+    assert "12 dB" in rows[0]
+    assert rows[0].count(" | ") == 6, "a bar in an error is no end of a cell"
+    assert "mac-2 (try 2)" in rows[0]
+    assert "[log](http://prefect/runs/1)" in rows[0]
+    assert "next try from 2026-11-28 07:00 UTC on" in rows[0]
+    assert "`/x/build.log`" in rows[1]
+    assert "[ane/good@v1](http://hub/ane/good)" in rows[2]
+    assert "| 130.2 | 70.0 | 2.5 | 12 | mac-1 |" in rows[2]
+    assert "7 models needed nothing." in page
+    assert "2 min" in page
+
+
+@pytest.mark.parametrize("hostile", ["<script>x</script>", "[a](javascript:x)", "a\nb", "`code`|"])
+def test_what_others_wrote_is_text(hostile: str) -> None:
+    bad = Outcome(hostile, "ane/x", "create", hostile, "failed", error=hostile, log=hostile)
+    page = nights.markdown(Run(STARTED, (bad,), (), 1.0, (hostile,)))
+    outside = re.sub(r"`[^`]*`|\\.", "", page)  # of code, and without what is escaped
+    assert "<script>" not in outside
+    assert "](javascript:" not in outside
+    assert len([line for line in page.splitlines() if line.startswith("| ")]) == 2
+
+
+def test_the_notification_has_failures_first_with_all_that_one_needs() -> None:
+    lines = nights.notification(RUN).splitlines()
+    assert lines[:4] == [
+        "me/new newly fails: 12 dB | gate",
+        "  next try from 2026-11-28 07:00 UTC on",
+        "  signature: GateFailed: # dB",
+        "  log: http://prefect/runs/1",
+    ]
+    assert lines[4] == "me/old fails as before: no such op"
+    assert lines[-2:] == ["me/good: ane/good@v1 http://hub/ane/good", "warning: the state could not be written"]
+
+
+def test_failures_are_explained_by_what_is_remembered() -> None:
+    def remembered(equal: int) -> Attempts:
+        return Attempts("subject", "bert", "GateFailed: # dB", equal, 1.0, "12 dB", STARTED)
+
+    after = State(attempts={"ane/new": remembered(1), "ane/old": remembered(EQUAL), "ane/held": remembered(2)})
+    good, old, new, held = nights.explained(RUN.outcomes, after)
+    assert good is GOOD
+    assert (new.signature, new.next) == ("GateFailed: # dB", STARTED + timedelta(hours=4))
+    assert old.next is None
+    assert nights.next_try(old).startswith("no more tries until")
+    assert held.next == STARTED + timedelta(hours=4)
+
+
+def test_the_plan_as_rows_counts_what_needs_nothing() -> None:
+    job = Job("create", "nothing is published yet", "me/a", "ane/a", cause="request", work=0.0123)
+    skip = Job("skip", "nothing has changed", "me/b", "ane/b")
+    rows = nights.plan_rows([job, skip, skip])
+    assert rows[0] == {"model": "me/a", "to": "create", "cause": "request", "TFLOP": "0.0123",
+                       "why": "nothing is published yet", "repo": "ane/a"}  # fmt: skip
+    assert rows[1]["why"] == "2 models need nothing"
+    assert rows[0].keys() == rows[1].keys()

@@ -1,0 +1,56 @@
+"""Room on the disk that has the folders of jobs."""
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from hft2ane import records, room
+from hft2ane.errors import NoSpace
+from hft2ane.records import Job, RemoteFile
+
+JOB = Job("create", "new", "me/a", "ane/a", files=(RemoteFile("model.safetensors", 100, "0", True),))
+
+
+def folder(work: Path, name: str, age: int) -> Path:
+    """A job's folder with 1000 bytes of files, last begun `age` seconds ago."""
+    made = work / name
+    (made / "source").mkdir(parents=True)
+    (made / "source/model.safetensors").write_bytes(b"x" * 1000)
+    records.write(made / "job.json", JOB)
+    (made / "build.log").write_text("words")
+    os.utime(made / "job.json", (1e9 - age, 1e9 - age))
+    return made
+
+
+@pytest.fixture
+def disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[int]:
+    """A disk of that many bytes, of which the files in `tmp_path` take theirs."""
+    size = [5000]
+
+    def usage(_: Path) -> object:
+        used = sum(path.stat().st_size for path in tmp_path.rglob("*.safetensors"))
+        return SimpleNamespace(total=size[0], free=size[0] - used)
+
+    monkeypatch.setattr("shutil.disk_usage", usage)
+    return size
+
+
+def test_the_longest_unused_go_first_and_no_more_than_needed(tmp_path: Path, disk: list[int]) -> None:
+    old, older, mine = folder(tmp_path, "old", 10), folder(tmp_path, "older", 20), folder(tmp_path, "mine", 30)
+    room.make(tmp_path, mine, JOB)
+    assert (older / "source").exists()
+    disk[0] = 3100
+    room.make(tmp_path, mine, JOB)
+    assert not (older / "source").exists()
+    assert {path.name for path in older.iterdir()} == {"job.json", "build.log"}
+    assert (old / "source").exists()
+    assert (mine / "source").exists()
+
+
+def test_a_disk_that_is_too_small_is_said(tmp_path: Path, disk: list[int]) -> None:
+    mine = folder(tmp_path, "mine", 0)
+    disk[0] = 1300
+    with pytest.raises(NoSpace, match="me/a needs"):
+        room.make(tmp_path, mine, JOB)
