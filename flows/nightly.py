@@ -42,7 +42,7 @@ class NightlyFailed(Hft2aneError):
 
 @flow(name="nightly", validate_parameters=False)
 def nightly(
-    manifests: list[str],
+    manifests: list[str] = ["manifests"],  # noqa: B006 - never changed; as a default it is in the deployment's schema
     organization: str | None = None,
     work: str | None = None,
     only: list[str] | None = None,
