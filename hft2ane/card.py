@@ -110,6 +110,7 @@ TASKS: Mapping[Task, TaskCard] = {
         ("text2text-generation", "summarization", "translation", "text-generation"),
     ),
 }
+TAGS = ("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage")  # of every card, before its precisions
 PAIRS = ("question-answering", "next-sentence-prediction")
 # The tag of each variant, and how its table calls it.
 PRECISIONS: Mapping[Variant, tuple[str, str]] = {
@@ -383,7 +384,7 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
         base_model=base,
         base_model_relation="quantized" if base else None,
         tags=[
-            *("coreml", "core-ml", "ane", "apple-neural-engine", "mlpackage"),
+            *TAGS,
             *dict.fromkeys(PRECISIONS[package.variant][0] for package in conversion.packages),
             *(["retired"] if conversion.retired else []),
         ],

@@ -216,6 +216,10 @@ class Hub:
         """A small file of the repo."""
         return self._get(f"/{repo.id}/resolve/{repo.commit}/{quote(path)}", f"read {repo.id}/{path}").content
 
+    def read_all(self, wanted: Iterable[tuple[Repo, str]]) -> list[bytes | Hft2aneError]:
+        """`read` many files at once, errors as values."""
+        return _together(lambda each: self.read(*each), list(wanted))
+
     def tags(self, repo: str) -> dict[str, str]:
         """Tag -> commit."""
         return {tag.name: tag.target_commit for tag in self._refs(repo).tags}

@@ -276,9 +276,9 @@ def _outdated(one: Wanted, files: Sequence[RemoteFile], released: Conversion, no
     old = released.source.files
     for why in _changed_files(layout.shaping(old), layout.shaping(files)):
         yield "upstream", why
-    for why in _changes(asdict(released.recipe), asdict(one.recipe)):
+    for why in changes(asdict(released.recipe), asdict(one.recipe)):
         yield "request", why
-    for why in _changes(released.toolchain, now.versions):
+    for why in changes(released.toolchain, now.versions):
         yield "toolchain", why
     if keys.convert_key(old, released.recipe, family, code=code, versions=released.toolchain) != released.convert_key:
         yield "toolchain", "the code that shapes the packages has changed"
@@ -307,7 +307,7 @@ def _misdescribed(found: Upstream, files: Sequence[RemoteFile], released: Conver
     old, new = layout.legal(released.source.files), layout.legal(files)
     if keys.card_key(found.card, new, released.verify_key, now.presentation) == released.card_key:
         return
-    for why in (*_changes(asdict(released.source.card), asdict(found.card)), *_changed_files(old, new)):
+    for why in (*changes(asdict(released.source.card), asdict(found.card)), *_changed_files(old, new)):
         yield "upstream", why
     if keys.card_key(released.source.card, old, released.verify_key, now.presentation) != released.card_key:
         yield "toolchain", "the card's template has changed"
@@ -326,7 +326,7 @@ def _changed_files(old: Iterable[RemoteFile], new: Iterable[RemoteFile]) -> Iter
             yield f"{kind}: {', '.join(sorted(paths))}"
 
 
-def _changes(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
+def changes(old: Mapping[str, object], new: Mapping[str, object]) -> Iterator[str]:
     """e.g. `lengths 128 → 64, 128`"""
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):

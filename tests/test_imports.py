@@ -37,7 +37,8 @@ LAYERS = (
     ("protocol", "rewrite"),
     ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
-    ("cli", "demo", "maintain", "nights", "rebuild", "recheck", "room", "state", "survey", "terminal", "flows"),
+    ("forecast",),
+    ("cli", "demo", "maintain", "nights", "preview", "rebuild", "recheck", "room", "state", "survey", "terminal", "flows"),
 )
 STEPS = LAYERS[6]
 
@@ -109,6 +110,9 @@ LIGHT = (
     "cli",
     "terminal",
     "demo",
+    "families",
+    "forecast",
+    "preview",
 )
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from hft2ane import waves
 from hft2ane.cli.options import Commands, paths
-from hft2ane.errors import BadInput
+from hft2ane.errors import BadInput, HubUnavailable, ManifestError
 from hft2ane.records import Progress
 
 
@@ -32,7 +33,12 @@ def add(commands: Commands) -> None:
             help=f"models a night, of those that our own changes are to remake (default: {waves.LIMIT})",
         )
         if name == "plan":
-            sub.add_argument("--json", action="store_true", help="the plan as JSON")
+            form = sub.add_mutually_exclusive_group()
+            form.add_argument("--json", action="store_true", help="the plan as JSON")
+            form.add_argument("--markdown", action="store_true", help="as a page for a pull request, with estimates")
+            sub.add_argument(
+                "--base", metavar="REF", help="with --markdown: a commit or a folder; only what is otherwise than there"
+            )
             sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
         else:
             sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
@@ -64,6 +70,12 @@ def plan(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
     from hft2ane.survey import begin, folder_of, survey, wanted
 
+    if options.markdown:
+        if options.jobs:
+            raise BadInput("--markdown writes no job folders: leave out --jobs")
+        return show_preview(options)
+    if options.base is not None:
+        raise BadInput("--base is for --markdown: add that")
     models = wanted(paths(options), options.organization, options.only)
     found = survey(models, Hub(), complete=not options.only, limit=options.wave)
     jobs = found.jobs
@@ -78,6 +90,29 @@ def plan(options: argparse.Namespace) -> int:
         from hft2ane.terminal import show_plan
 
         show_plan(jobs)
+    return 0
+
+
+def show_preview(options: argparse.Namespace) -> int:
+    """The page to standard output, whatever happens; on GitHub what is wrong also beside its line."""
+    from hft2ane import preview
+
+    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    try:
+        found = preview.make(paths(options), options.organization, options.only, options.wave, options.base)
+    except ManifestError as err:
+        print(preview.problems(err))
+        if on_github:
+            for where, text in err.problems:
+                print(preview.annotate("error", where, text), file=sys.stderr)
+        raise
+    except HubUnavailable as err:
+        print(preview.unavailable(err))
+        raise
+    print(preview.markdown(found))
+    if on_github:
+        for line in preview.annotations(found):
+            print(line, file=sys.stderr)
     return 0
 
 

@@ -9,17 +9,20 @@ A family file has
   PARTS    of a family whose models are made of two others': part -> the task that it has there
 """
 
+from __future__ import annotations
+
 import importlib
 import re
 from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hft2ane.errors import UnknownFamily, UnknownTask, UnsupportedConfig
 from hft2ane.records import TASKS, Part, Task
+
+if TYPE_CHECKING:  # the names of the families are for the light half too
+    from torch import Tensor
 
 FAMILIES = tuple(
     sorted(p.stem.replace("_", "-") for p in Path(__file__).parent.glob("*.py") if not p.stem.startswith("_"))
