@@ -3,10 +3,15 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help demo test check format
+# What CI shows of a job: GitHub's summary page; on other machines, the terminal.
+SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
+# The longest that a night may be ago, in hours.
+WITHIN ?= 26
+
+.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary
 
 help:  ## this list
-	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .venv: .venv/installed
 
@@ -14,6 +19,17 @@ help:  ## this list
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[convert,flows,sign,dev]'
 	@touch $@
+
+# The light half, and that with Prefect's client: for jobs that convert nothing.
+.venv-light/installed: EXTRAS :=
+.venv-flows/installed: EXTRAS := [flows]
+.venv-light/installed .venv-flows/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.$(EXTRAS)'
+	@touch $@
+
+packages:  ## Chromium and PostgreSQL, which tests need, where they are missing (Debian, Ubuntu)
+	@.ci/packages
 
 demo: .venv  ## the whole pipeline on real models and a Hub on this machine, into demo/
 	@$(BIN)/hft2ane demo
@@ -25,8 +41,36 @@ check: .venv  ## format, lint, types, workflows
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict hft2ane flows
-	$(BIN)/zizmor --offline --quiet .github/workflows
+	$(BIN)/zizmor --offline --quiet .github
 
 format: .venv  ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+preview: .venv-light/installed  ## what manifests/ lead to, as Markdown; BASE=main: what is otherwise than there
+	@.venv-light/bin/hft2ane plan --markdown $(if $(BASE),--base '$(BASE)') $(SUMMARY)
+
+nightly: .venv  ## the night over manifests/ on this machine, into work/
+	@rm -f work/run.json work/run.md
+	@$(BIN)/hft2ane run
+
+nightly.summary:  ## what the last night on this machine did, as Markdown
+	@cat work/run.md $(SUMMARY)
+
+nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; waits for its end
+	@.venv-flows/bin/prefect deployment run nightly/nightly --watch
+
+nights: .venv-light/installed  ## the report of the last night, as its organisation has it, as Markdown
+	@.venv-light/bin/hft2ane nights --markdown $(SUMMARY)
+
+watch: .venv-light/installed  ## fails when no night is newer than WITHIN hours
+	@.venv-light/bin/hft2ane nights --markdown --within $(WITHIN) $(SUMMARY)
+
+demo.log:  ## what the demo had to say that was not worth showing
+	@cat demo/work/run.log
+
+mac.summary:  ## what Core ML measured in the demo, as the cards say it; fails where it measured nothing
+	@.ci/mac-summary $(SUMMARY)
+
+canary:  ## check and test with the newest versions of everything, in build/canary
+	@.ci/canary
