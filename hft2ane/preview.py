@@ -53,13 +53,14 @@ class Changes:
 @dataclass(frozen=True)
 class Preview:
     """`changes`: None where nothing is compared, and all is shown. `left`: what is published in the repos of those
-    removed. `forecasts`: by repo, of the jobs that make packages."""
+    removed. `forecasts`: by repo, of the jobs that make packages. `hub`: the address of its pages."""
 
     survey: Survey
     changes: Changes | None
     left: Mapping[str, Conversion | Redo | Hft2aneError | None]
     forecasts: Mapping[str, Forecast]
     notes: tuple[str, ...]
+    hub: str
 
     @cached_property
     def paused(self) -> frozenset[str]:
@@ -162,7 +163,7 @@ def look(models: Sequence[Wanted], hub: Hub, changes: Changes | None, complete: 
         hub.check_token()
     except AccessDenied:
         notes.append("Seen without a token: what earlier runs remember of failures is private, and not known here.")
-    return Preview(found, changes, left, forecasts, tuple(notes))
+    return Preview(found, changes, left, forecasts, tuple(notes), hub.page)
 
 
 # ---- the page
@@ -229,11 +230,11 @@ def blocks(preview: Preview) -> Iterator[Block]:
     if preview.changes is None:
         yield Block("### Orphans", [f"- {code(job.repo)}: {said(job.why)}" for job in jobs if job.action == "orphan"])
     yield Block(*rest(preview))
+    yield Block("### Notes", [f"- {each}" for each in (*map(said, preview.notes), *how(preview))])
     sound = {repo for repo, each in preview.forecasts.items() if not each.refusals}
     cards = [job for job in jobs if job.action == "create" and job.repo in sound]
     what = "### Cards to come\n\nAs far as they can be known: nothing is converted yet, so there are no figures."
     yield Block(what, [details(job, preview) for job in cards], between="\n\n")
-    yield Block("### Notes", [f"- {each}" for each in (*map(said, preview.notes), *how(preview))])
 
 
 def table(head: str, jobs: Sequence[Job], models: Mapping[str, Wanted], preview: Preview) -> Block:
@@ -253,7 +254,7 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
     action = "nothing" if job.repo in preview.paused else f"{job.action} ({job.cause})" if job.cause else job.action
     waits = job.action in ("blocked", "held") and job.repo not in preview.paused
     cells = [
-        code(job.id) + Markup("<br>→ ") + code(job.repo),
+        page(job.id, preview) + Markup("<br>→ ") + code(job.repo),
         Markup(f"{action}<br>**would fail**") if found and found.refusals else action,
         Markup("see *Needs attention*") if waits else said(job.why),
         verdict(model, preview),
@@ -263,6 +264,11 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
     if preview.changes is not None:
         cells.insert(1, said(preview.changes.changed[model.id].what))
     return str(row(cells))
+
+
+def page(id: str, preview: Preview) -> Markup:
+    """A link to the model's page; the characters of an id are those that a manifest allows."""
+    return Markup("[") + code(id) + Markup(f"]({preview.hub}/{id})")
 
 
 def verdict(model: Wanted, preview: Preview) -> Markup:

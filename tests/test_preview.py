@@ -238,7 +238,9 @@ EVIL = (
 )
 
 
-def test_what_comes_from_outside_stays_text(original: Callable[..., str], plan: Preview, tmp_path: Path) -> None:
+def test_what_comes_from_outside_stays_text(
+    hub: LocalHub, original: Callable[..., str], plan: Preview, tmp_path: Path
+) -> None:
     card = f"pipeline_tag: {json.dumps(EVIL)}\nlanguage: {json.dumps([EVIL, 'de'])}\n"
     original("up/a", BERT | {"architectures": [EVIL, "\u202e::error::x"]}, card=card)
     original("up/b", BERT | {"model_type": EVIL})
@@ -250,10 +252,11 @@ def test_what_comes_from_outside_stays_text(original: Callable[..., str], plan: 
     rendered = MarkdownIt("commonmark", {"html": True}).enable("table").render(page)
     assert "octocat" in rendered
     tags = set(re.findall(r"<(/?\w+)", rendered))
-    assert not tags & {"img", "a", "script"}
+    assert not tags & {"img", "script"}
+    assert set(re.findall(r"<a[^>]*>", rendered)) == {f'<a href="{hub.url}/up/{name}">' for name in "abcd"}
     assert rendered.count("<details>") == rendered.count("</details>") == page.count("\n<details>") == 1
     assert len(set(re.findall(r"<tr>(?:(?!</tr>).)*</tr>", rendered, re.DOTALL))) > 4
-    text = html.unescape(re.sub(r"<code>.*?</code>", "", rendered))
+    text = html.unescape(re.sub(r"<code>.*?</code>|<a .*?>", "", rendered))
     assert not re.search(r"@octocat|http://|www\.e", text)
     assert "\u202e" not in page
 

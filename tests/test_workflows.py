@@ -264,10 +264,6 @@ def test_make_preview(checkout: Path, hub: LocalHub, tmp_path: Path) -> None:
     assert done.returncode != 0
     assert "2 problems in the manifests" in summary.read_text()
     assert "::error file=manifests/a.yaml,line=4::" in done.stderr
-    summary.unlink()
-    commit(checkout, "up/new")
-    assert run(checkout, *command, **environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}).returncode != 0
-    assert "the Hub does not answer" in summary.read_text()
 
 
 def test_the_summary_of_a_night(checkout: Path, tmp_path: Path) -> None:
