@@ -248,9 +248,8 @@ def table(head: str, jobs: Sequence[Job], models: Mapping[str, Wanted], preview:
 
 def line(job: Job, model: Wanted, preview: Preview) -> str:
     found = preview.forecasts.get(job.repo)
-    sizes = (
-        [f"{variant} {amount(size)}".replace(" ", "&nbsp;") for variant, size in found.sizes.items()] if found else []
-    )
+    sizes = [f"{variant} {amount(size)}" for variant, size in found.sizes.items()] if found else []
+    whole = "<br>".join(sizes).replace(" ", "&nbsp;").replace("-", "&#8209;")  # each is one line
     action = "nothing" if job.repo in preview.paused else f"{job.action} ({job.cause})" if job.cause else job.action
     waits = job.action in ("blocked", "held") and job.repo not in preview.paused
     cells = [
@@ -258,7 +257,7 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
         Markup(f"{action}<br>**would fail**") if found and found.refusals else action,
         Markup("see *Needs attention*") if waits else said(job.why),
         verdict(model, preview),
-        Markup("<br>".join(sizes)),
+        Markup(whole),
         f"{minutes(job):.1f}" if job.work else "",
     ]
     if preview.changes is not None:

@@ -38,7 +38,20 @@ LAYERS = (
     ("audit", "condition", "greedy", "limits", "mixed"),
     ("card", "export", "plan", "publish", "source", "verify"),
     ("forecast",),
-    ("cli", "demo", "maintain", "nights", "preview", "rebuild", "recheck", "room", "state", "survey", "terminal", "flows"),
+    (
+        "cli",
+        "demo",
+        "maintain",
+        "nights",
+        "preview",
+        "rebuild",
+        "recheck",
+        "room",
+        "state",
+        "survey",
+        "terminal",
+        "flows",
+    ),
 )
 STEPS = LAYERS[6]
 

@@ -330,6 +330,7 @@ def test_inputs_and_outputs_are_the_familys(name: str) -> None:
         assert tuple(port.name for port in outputs) == tuple(ours.OUTPUTS), task
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("architecture", "more"),
     [("BertForMaskedLM", {}), ("BertForTokenClassification", {"num_labels": 3}), ("BertForQuestionAnswering", {})],

@@ -8,15 +8,19 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
+from hft2ane import state
+from hft2ane.attempts import State
 from hft2ane.cli import parser
+from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import TASKS
+from hft2ane.records import TASKS, Run
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
@@ -289,6 +293,22 @@ def test_the_night_by_a_server(checkout: Path) -> None:
     done = run(checkout, "make", "nightly.trigger", PREFECT_API_URL="http://server/api")
     assert done.returncode != 0
     assert done.stdout.strip() == "http://server/api deployment run nightly/nightly --watch"
+
+
+@pytest.mark.slow
+def test_the_watch(checkout: Path, hub: LocalHub, tmp_path: Path) -> None:
+    """Green for a night of today, red for one of the day before yesterday, and where there was none."""
+    summary = tmp_path / "summary.md"
+    environment = {"HF_ENDPOINT": hub.url, "HF_TOKEN": hub.token, "GITHUB_STEP_SUMMARY": str(summary)}
+    (job,) = workflow("watch")["jobs"].values()
+    command = shlex.split(job["steps"][-1]["run"])
+    assert run(checkout, *command, **environment).returncode != 0
+    for hours, code in ((48, 2), (20, 0)):
+        night = Run(datetime.now(UTC) - timedelta(hours=hours), (), (), 60.0)
+        assert state.write(Hub(hub.url, hub.token), State(), State(), ["ane"], night) == []
+        done = run(checkout, *command, **environment)
+        assert done.returncode == code, done.stderr
+        assert f"{night.started:%Y-%m-%d}" in summary.read_text()
 
 
 @pytest.mark.parametrize("measured", [True, False])
