@@ -5,17 +5,19 @@ Everything is downloaded anew and held against the repo's own record, sums and r
 
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from hft2ane import keys, package, records, source
+from hft2ane import keys, package, records, source, state
 from hft2ane.attempts import State, Untrue
 from hft2ane.errors import Hft2aneError, SourceError, Unavailable
 from hft2ane.hub import VERSION, Hub, digest
-from hft2ane.records import SUMS, UNGATED, Conversion, Job, RemoteFile, Report, silent
+from hft2ane.records import SUMS, UNGATED, Conversion, Job, Progress, RemoteFile, Report, silent
 from hft2ane.signature import SIGNATURE
 
 RECORD = "conversion.json"
@@ -24,6 +26,10 @@ PRESENTED = re.compile(r"README\.md|assets/.*")  # what a new card makes anew
 
 # Measures a job's folder in a process of its own, which has no token: it loads foreign files.
 Measure = Callable[[Path], None]
+# The same, and tells how far it is.
+Build = Callable[[Path, Progress], None]
+# Told when a repo's turn begins and ends; gives what shows the progress between.
+Watch = Callable[[str], AbstractContextManager[Progress]]
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,51 @@ class Checked:
     notes: tuple[str, ...] = ()
     measured: tuple[tuple[str, float, float], ...] = ()
     mend: Literal["convert", "verify", "card"] = "convert"  # what would make it true again
+
+
+@dataclass(frozen=True)
+class Audited:
+    """`away`: the surroundings failed on the way, so that `found` is not all that was asked for."""
+
+    found: tuple[Checked, ...]
+    warnings: tuple[str, ...] = ()
+    away: Unavailable | None = None
+
+    @property
+    def untrue(self) -> tuple[Checked, ...]:
+        return tuple(each for each in self.found if each.problems)
+
+
+def audit(repos: Sequence[str], hub: Hub, build: Build | None, watch: Watch) -> Audited:
+    """Checks each, and remembers at once what the plan should know of it, where the token allows: the Hub may be gone
+    before the last one's turn. `build` None: nothing is computed."""
+    owners = sorted({repo.partition("/")[0] for repo in repos})
+    known, unread = state.read(hub, owners)
+    found: list[Checked] = []
+    unwritten: list[str] = []
+    away = None
+    for number, repo in enumerate(repos):
+        try:
+            with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, watch(repo) as progress:
+                found.append(check(repo, hub, _folder(place), _measuring(build, progress)))
+        except Unavailable as err:
+            away = type(err)(f"{err}. Not looked at: {len(repos) - number} of {len(repos)} repos, from {repo} on")
+            break
+        after = remember(known, found)
+        unwritten = state.write(hub, known, after, owners)  # what could not be written is tried again with the next
+        if not unwritten:
+            known = after
+    return Audited(tuple(found), (*unread, *unwritten), away)
+
+
+def _folder(place: str) -> Path:
+    made = Path(place) / "job"
+    made.mkdir()
+    return made
+
+
+def _measuring(build: Build | None, progress: Progress) -> Measure | None:
+    return build and (lambda folder: build(folder, progress))
 
 
 def choose(repos: Sequence[str], count: int | None, day: datetime) -> list[str]:
@@ -139,11 +190,11 @@ def compared(repo: str, published: Report, now: Report) -> Checked:
     return Checked(repo, None, tuple(problems), (), tuple(measured), mend="verify")
 
 
-def remember(state: State, found: Sequence[Checked]) -> State:
+def remember(known: State, found: Sequence[Checked]) -> State:
     """What the plan should know of it."""
     untrue = {
         each.repo: Untrue(each.commit, each.mend, each.problems[0]) for each in found if each.problems and each.commit
     }
     looked_at = {each.repo for each in found}
-    kept = {repo: value for repo, value in state.untrue.items() if repo not in looked_at}
-    return replace(state, untrue={**kept, **untrue})
+    kept = {repo: value for repo, value in known.untrue.items() if repo not in looked_at}
+    return replace(known, untrue={**kept, **untrue})

@@ -157,37 +157,32 @@ def nights(options: argparse.Namespace) -> int:
 
 def audit(options: argparse.Namespace) -> int:
     """Exit code 1: something is not what it says. What was found is remembered for the plan, where a token allows."""
-    import tempfile
     from datetime import UTC, datetime
 
     from flows import child
-    from hft2ane import recheck, state
+    from hft2ane import recheck
     from hft2ane.hub import Hub
-    from hft2ane.survey import owners, wanted
+    from hft2ane.survey import wanted
     from hft2ane.terminal import bar, show_audit
 
-    models, hub = wanted(paths(options), options.organization, options.only), Hub()
+    models = wanted(paths(options), options.organization, options.only)
     if not options.digests and not find_spec("coremltools"):
         raise BadInput("to measure packages takes the other half: pip install 'hft2ane[convert]', or say --digests")
-    found = []
-    for repo in recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC)):
-        with tempfile.TemporaryDirectory(prefix="hft2ane-") as place, bar(repo) as progress:
-            folder = Path(place) / "job"
-            folder.mkdir()
 
-            def measure(job: Path, progress: Progress = progress) -> None:
-                child.build(job, child.Limits(), progress)
+    def build(job: Path, progress: Progress) -> None:
+        child.build(job, child.Limits(), progress)
 
-            found.append(recheck.check(repo, hub, folder, None if options.digests else measure))
-    before, warnings = state.read(hub, owners(models))
-    warnings += state.write(hub, before, recheck.remember(before, found), owners(models))
-    for warning in warnings:
+    repos = recheck.choose([model.repo for model in models], options.sample, datetime.now(UTC))
+    done = recheck.audit(repos, Hub(), None if options.digests else build, bar)
+    for warning in done.warnings:
         print(f"hft2ane: {warning}", file=sys.stderr)
     if options.json:
-        print(json.dumps([asdict(each) for each in found], indent=2))
-    else:
-        show_audit(found)
-    return int(any(each.problems for each in found))
+        print(json.dumps([asdict(each) for each in done.found], indent=2))
+    elif done.found or not done.away:
+        show_audit(done.found)
+    if done.away:
+        raise done.away
+    return int(bool(done.untrue))
 
 
 def demo(options: argparse.Namespace) -> int:
