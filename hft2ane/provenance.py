@@ -18,11 +18,11 @@ TOOLS = ("huggingface_hub", "protobuf", "safetensors", "tokenizers")
 def made() -> Made:
     """Of this process. Names nobody's machine: a kind of system, not a host."""
     tools = {name: installed for name in (*keys.TOOLS, *TOOLS) if (installed := _version(name))}
-    checkout = _git("rev-parse", "--show-toplevel") == str(ROOT.resolve())
+    checkout = git("rev-parse", "--show-toplevel") == str(ROOT.resolve())
     return Made(
         hft2ane=version("hft2ane"),
-        commit=_git("rev-parse", "HEAD") if checkout else None,
-        changed=checkout and bool(_git("status", "--porcelain", "--", keys.CODE.name)),
+        commit=git("rev-parse", "HEAD") if checkout else None,
+        changed=checkout and bool(git("status", "--porcelain", "--", keys.CODE.name)),
         lock=lock() if checkout else None,
         tools=dict(sorted(tools.items())),
         system=f"macOS {platform.mac_ver()[0]}" if platform.system() == "Darwin" else platform.system(),
@@ -43,7 +43,7 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _git(*arguments: str) -> str | None:
+def git(*arguments: str) -> str | None:
     """What git says about our folder; None where there is no git, or no checkout."""
     try:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
