@@ -57,9 +57,9 @@ def crash(name: str, after: set[str], within: timedelta, of: Mapping[str, UUID],
 
 
 def no_night(within: timedelta, deployment: UUID, block: UUID | None) -> AutomationCore:
-    """The dead man's handle. `after` is what is expected: so the time runs from the last end of a night. With `expect`
-    alone Prefect counts in windows that follow one another, and would tell a day or two late. With no `for_each` it runs
-    from the beginning too, should there never be a first night."""
+    """The dead man's handle. `after` is what is expected, so the time runs from the last end of a night: with `expect`
+    alone Prefect counts in windows that follow one another, and would tell a day or two late. Without `for_each` it
+    runs from the beginning too, should there never be a first night."""
     hours = f"{within.total_seconds() / 3600:g} hours"
     text = f"No run of nightly/nightly has ended for {hours}: look at the control pool's worker and at the server."
     act: ActionTypes = DoNothing()
@@ -88,8 +88,8 @@ def related(*deployments: UUID) -> ResourceSpecification:
 
 
 def ensure(client: SyncPrefectClient, deployments: Mapping[str, UUID]) -> list[str]:
-    """The server has each of `wanted` once. What was done, a line each; one that is as it should be is left alone, since
-    an update starts its time anew. Whether it is enabled is the operator's business."""
+    """The server has each of `wanted` once. What was done, a line each. One that is as it should be is left alone, and
+    so is whether it is enabled, which is the operator's business."""
     block = notification_block(client)
     lines = []
     for each in wanted(deployments, block):

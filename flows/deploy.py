@@ -8,10 +8,11 @@ What is there as it should be stays as it is, so the second time changes nothing
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+from uuid import UUID
 
 import httpx
 import yaml
@@ -28,20 +29,29 @@ from hft2ane.errors import BadInput, Hft2aneError, Unavailable
 
 FILE = provenance.ROOT / "prefect.yaml"
 NAMES = ("nightly/nightly", "convert-model/mac", "audit/audit")
+# Not the description: Prefect writes None as "None" when it is updated.
 COMPARED = {
-    "entrypoint", "version", "pull_steps", "parameters", "job_variables", "work_pool_name", "concurrency_options",
-    "parameter_openapi_schema", "description",
-}  # fmt: skip
+    "entrypoint",
+    "version",
+    "pull_steps",
+    "parameters",
+    "job_variables",
+    "work_pool_name",
+    "concurrency_options",
+    "parameter_openapi_schema",
+}
 
 
-def deploy(url: str, checkout: Mapping[str, str], file: Path = FILE) -> Iterator[str]:
-    """To the server whose API is at `url`, a line for each thing. `checkout`: see there. BadInput; Unavailable."""
+def deploy(
+    url: str, checkout: Mapping[str, str], file: Path = FILE, tell: Callable[[str], object] = print
+) -> dict[str, UUID]:
+    """To the server whose API is at `url`; the ids of the deployments. `checkout`: see there; `tell` gets a line for
+    each thing. BadInput; Unavailable."""
     with temporary_settings({PREFECT_API_URL: url}), get_client(sync_client=True) as client:
         reach(client, url)
-        for pool in dict.fromkeys(
-            each["work_pool"]["name"] for each in yaml.safe_load(file.read_text())["deployments"]
-        ):
-            yield f"work pool {pool}: {ensure_pool(client, pool)}"
+        wanted = yaml.safe_load(file.read_text())["deployments"]
+        for pool in dict.fromkeys(each["work_pool"]["name"] for each in wanted):
+            tell(f"work pool {pool}: {ensure_pool(client, pool)}")
         before = {name: read(client, name) for name in NAMES}
         run_prefect(url, checkout, file)
         ids = {}
@@ -50,8 +60,10 @@ def deploy(url: str, checkout: Mapping[str, str], file: Path = FILE) -> Iterator
             if now is None or now.version != checkout["HFT2ANE_COMMIT"]:
                 raise Hft2aneError(f"prefect deploy left {name} as it was: look at {file}")
             ids[name] = now.id
-            yield f"deployment {name}: {compared(before[name], now)}"
-        yield from automations.ensure(client, ids)
+            tell(f"deployment {name}: {compared(before[name], now)}")
+        for line in automations.ensure(client, ids):
+            tell(line)
+    return ids
 
 
 def reach(client: SyncPrefectClient, url: str) -> None:
@@ -141,8 +153,7 @@ def main() -> int:
             raise BadInput(
                 "set PREFECT_API_URL to the server's, e.g. http://127.0.0.1:4200/api (make server starts one)"
             )
-        for line in deploy(url, checkout()):
-            print(line, flush=True)
+        deploy(url, checkout())
     except httpx.HTTPError as err:
         print(f"hft2ane: the Prefect server does not answer any more: {err}", file=sys.stderr)
         return Unavailable.exit_code
