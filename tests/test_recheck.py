@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -9,17 +10,18 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from hft2ane import keys, package, recheck, records
+from hft2ane import keys, package, recheck, records, state
 from hft2ane.attempts import State, Untrue
 from hft2ane.errors import GateFailed, HubUnavailable
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
 from hft2ane.recheck import Checked, check, choose, compared, remember
-from hft2ane.records import Audit, Conversion, Fidelity, Measure, RemoteFile, Report
+from hft2ane.records import Audit, Conversion, Fidelity, Measure, Progress, RemoteFile, Report, silent
 from tests.test_publish import FILES, INNER, PACKAGE, REPO, conversion, on_hub, release
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+OTHER = "org/other-ane"
 DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -178,3 +180,45 @@ def test_what_is_remembered() -> None:
         "org/b": Untrue("1", "card", "x"),
         "org/c": Untrue("3", "verify", "y"),
     }
+
+
+def untrue(local: LocalHub, hub: Hub, place: Path) -> None:
+    """A second repo, whose card somebody wrote."""
+    for name, content in {**on_hub(local), "README.md": b"# Mine"}.items():
+        (place / name).parent.mkdir(parents=True, exist_ok=True)
+        (place / name).write_bytes(content)
+    hub.tag(OTHER, "v1", local.add(OTHER, place))
+
+
+def test_what_was_found_before_the_hub_went_away_is_remembered(hub: Hub, local: LocalHub, tmp_path: Path) -> None:
+    untrue(local, hub, tmp_path / "other")
+    local.fail(f"GET .*{REPO}", times=99, status=503)
+    begun: list[str] = []
+
+    @contextmanager
+    def watch(repo: str) -> Iterator[Progress]:
+        begun.append(repo)
+        yield silent
+
+    done = recheck.audit([OTHER, REPO, "org/third-ane"], hub, None, watch)
+    assert begun == [OTHER, REPO]
+    assert [each.repo for each in done.untrue] == [OTHER]
+    assert isinstance(done.away, HubUnavailable)
+    assert str(done.away).endswith(f"Not looked at: 2 of 3 repos, from {REPO} on")
+    remembered, _ = state.read(hub, ["org"])
+    assert remembered.untrue[OTHER].mend == "card"
+
+
+def test_what_could_not_be_remembered_at_once_is_with_the_next(hub: Hub, local: LocalHub, tmp_path: Path) -> None:
+    untrue(local, hub, tmp_path / "other")
+    local.fail("POST .*datasets", times=1, status=403)
+    done = recheck.audit([OTHER, REPO], hub, None, lambda repo: nullcontext(silent))
+    assert [each.repo for each in done.untrue] == [OTHER]
+    assert (done.away, done.warnings) == (None, ())
+    assert set(state.read(hub, ["org"])[0].untrue) == {OTHER}
+
+
+def test_a_true_repo_is_no_longer_remembered_as_untrue(hub: Hub, local: LocalHub) -> None:
+    state.write(hub, State(), State(untrue={REPO: Untrue("1", "card", "x")}), ["org"])
+    assert recheck.audit([REPO], hub, None, lambda repo: nullcontext(silent)).untrue == ()
+    assert state.read(hub, ["org"])[0].untrue == {}
