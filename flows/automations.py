@@ -11,7 +11,7 @@ from uuid import UUID
 
 from prefect.automations import AutomationCore, DoNothing, EventTrigger, Posture, SendNotification
 from prefect.client.orchestration import SyncPrefectClient
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import BlockDocument, StateType
 from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import Automation
 from prefect.events.schemas.events import ResourceSpecification
@@ -92,7 +92,7 @@ def ensure(client: SyncPrefectClient, deployments: Mapping[str, UUID]) -> list[s
     so is whether it is enabled, which is the operator's business."""
     block = notification_block(client)
     lines = []
-    for each in wanted(deployments, block):
+    for each in wanted(deployments, block.id if block else None):
         there = client.read_automations_by_name(each.name)
         if not there:
             client.create_automation(each)
@@ -108,7 +108,7 @@ def ensure(client: SyncPrefectClient, deployments: Mapping[str, UUID]) -> list[s
     if not block:
         how = f"SlackWebhook(url='https://hooks.slack.com/...').save('{BLOCK}')"
         lines.append(
-            f"Nobody will be told when a night is missing: there is no notification block {BLOCK}. To make it, e.g. "
+            f"Nobody will be told of nights, nor of missing ones: there is no notification block {BLOCK}. Make it: "
             f'python -c "from prefect.blocks.notifications import SlackWebhook; {how}", and deploy again.'
         )
     return lines
@@ -121,7 +121,7 @@ def same(there: Automation, wanted: AutomationCore) -> bool:
     return said(there) == said(wanted)
 
 
-def notification_block(client: SyncPrefectClient) -> UUID | None:
+def notification_block(client: SyncPrefectClient) -> BlockDocument | None:
     """By name alone: of whichever type it is, as long as it can notify."""
     answer = client.request(
         "POST",
@@ -132,4 +132,4 @@ def notification_block(client: SyncPrefectClient) -> UUID | None:
         },
     )
     found = answer.json()
-    return UUID(found[0]["id"]) if found else None
+    return BlockDocument.model_validate(found[0]) if found else None

@@ -53,7 +53,9 @@ def deploy(
         for pool in dict.fromkeys(each["work_pool"]["name"] for each in wanted):
             tell(f"work pool {pool}: {ensure_pool(client, pool)}")
         before = {name: read(client, name) for name in NAMES}
-        run_prefect(url, checkout, file)
+        told = automations.notification_block(client)
+        told_of_nights = {"HFT2ANE_NOTIFY": f"{told.block_type.slug}/{told.name}"} if told and told.block_type else {}
+        run_prefect(url, {**checkout, **told_of_nights}, file)
         ids = {}
         for name in NAMES:
             now = read(client, name)

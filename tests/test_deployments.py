@@ -21,6 +21,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from huggingface_hub import constants
+from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -33,11 +34,12 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import emit_event
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import Running
+from prefect.states import Completed, Running
 
 from flows import automations
 from flows.deploy import FILE, NAMES, checkout, deploy
 from flows.deploy import main as deploy_main
+from flows.dispatch import DEPLOYMENT
 from flows.server import Server, server
 from hft2ane import provenance, records, state
 from hft2ane.errors import BadInput
@@ -68,6 +70,7 @@ def test_a_deployment_can_run(one: dict[str, Any]) -> None:
 
 def test_all_are_there() -> None:
     assert [each["name"] for each in DEPLOYMENTS] == [name.partition("/")[2] for name in NAMES]
+    assert DEPLOYMENT in NAMES
 
 
 @pytest.mark.parametrize(("name", "days"), [("nightly", 1), ("audit", 7)])
@@ -83,7 +86,7 @@ def test_a_schedule_is_one(name: str, days: int) -> None:
 
 def test_no_secret_is_in_it() -> None:
     text = FILE.read_text()
-    assert set(re.findall(r"{{\s*(.*?)\s*}}", text)) == {f"${name}" for name in CHECKOUT}
+    assert set(re.findall(r"{{\s*(.*?)\s*}}", text)) == {f"${name}" for name in (*CHECKOUT, "HFT2ANE_NOTIFY")}
     assert not re.search(r"prefect\.blocks|hf_[A-Za-z]|password|AUTH_STRING", text)
 
 
@@ -182,6 +185,25 @@ def test_without_a_server_it_says_what_to_do(
 # ---- on a server
 
 
+class Chat(http.server.ThreadingHTTPServer):
+    """Where people are told of nights, by a webhook."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Told)
+        self.messages: list[tuple[datetime, bytes]] = []
+
+
+class Told(http.server.BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        assert isinstance(self.server, Chat)
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.messages.append((datetime.now(UTC), content))
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None: ...
+
+
 @dataclass
 class Served:
     """A server with everything deployed once; the code is where it is."""
@@ -189,6 +211,7 @@ class Served:
     server: Server
     file: Path
     client: SyncPrefectClient
+    chat: Chat
     ids: dict[str, UUID] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
@@ -222,7 +245,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             environment.setenv("PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY", "PT1S")  # to look at automations
             started = stack.enter_context(server(folder / "home"))
         stack.enter_context(temporary_settings({PREFECT_API_URL: started.url}))
-        made = Served(started, file, stack.enter_context(get_client(sync_client=True)))
+        chat = stack.enter_context(Chat())
+        threading.Thread(target=chat.serve_forever, daemon=True).start()
+        stack.callback(chat.shutdown)
+        address = f"http://127.0.0.1:{chat.server_port}/"
+        block = CustomWebhookNotificationBlock(name="chat", url=address, json_data={"text": "{{subject}}"})
+        block.save(automations.BLOCK)
+        made = Served(started, file, stack.enter_context(get_client(sync_client=True)), chat)
         made.said = made.deploy()
         yield made
 
@@ -255,15 +284,16 @@ def test_the_second_time_changes_nothing(served: Served) -> None:
     assert served.there() == before
     assert len(before[2]) == 3
     assert before[3] == ["apple-silicon", "control"]
-    assert [line for line in again if "as before" not in line] == [served.said[-1]]
-    assert "Nobody will be told" in again[-1]
+    assert [line for line in again if "as before" not in line] == []
+    assert "Nobody will be told" not in served.said[-1]
     assert until(lambda: served.runs("nightly/nightly") == runs)
 
 
 @pytest.mark.slow
 def test_what_is_deployed(served: Served) -> None:
     nightly, mac, audit = (served.client.read_deployment(id) for id in served.ids.values())
-    assert nightly.parameters == {"dispatch": "pool", "lock": "d" * 64}
+    notify = f"custom-webhook/{automations.BLOCK}"
+    assert nightly.parameters == {"dispatch": "pool", "lock": "d" * 64, "notify": notify}
     assert nightly.global_concurrency_limit
     assert nightly.global_concurrency_limit.limit == 1
     assert nightly.concurrency_options
@@ -274,9 +304,11 @@ def test_what_is_deployed(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_automations_are_there_once(served: Served) -> None:
+def test_automations_are_there_once(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """Though somebody made a second one, or changed one; a switched-off one stays so."""
-    by_name = {each.name: each for each in automations.wanted(served.ids, None)}
+    block = automations.notification_block(served.client)
+    assert block
+    by_name = {each.name: each for each in automations.wanted(served.ids, block.id)}
     kept = {name: served.client.read_automations_by_name(name)[0].id for name in by_name}
     served.client.create_automation(by_name["no-night"])
     lost = by_name["crash-lost-runs"]
@@ -285,7 +317,7 @@ def test_automations_are_there_once(served: Served) -> None:
         kept["crash-lost-runs"], lost.model_copy(update={"trigger": changed, "enabled": False})
     )
     said = automations.ensure(served.client, served.ids)
-    assert [line for line in said[:-1] if "as before" not in line] == [
+    assert [line for line in said if "as before" not in line] == [
         "automation crash-lost-runs: updated",
         "automation no-night: a second one of that name is deleted",
     ]
@@ -296,65 +328,47 @@ def test_automations_are_there_once(served: Served) -> None:
     assert mended.trigger.within == automations.LOST  # type: ignore[union-attr]
     served.client.resume_automation(mended.id)
 
-
-class Told(http.server.BaseHTTPRequestHandler):
-    """Somebody's chat."""
-
-    def do_POST(self) -> None:
-        self.server.messages.append((datetime.now(UTC), self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
+    monkeypatch.setattr(automations, "BLOCK", "hft2ane-nobody")
+    said = automations.ensure(served.client, served.ids)
+    assert said[2] == "automation no-night: updated"
+    assert "there is no notification block hft2ane-nobody" in said[3]
 
 
 @pytest.mark.slow
 def test_a_lost_run_is_crashed_and_a_missing_night_is_told(served: Served) -> None:
-    """With the real triggers, whose times alone are shorter."""
-    from prefect.blocks.notifications import CustomWebhookNotificationBlock
+    """By the real triggers, whose times alone are shorter."""
+    block = automations.notification_block(served.client)
+    assert block
+    nightly, mac, short = served.ids["nightly/nightly"], served.ids["convert-model/mac"], timedelta(seconds=10)
+    lost = automations.crash("lost", {"prefect.flow-run.heartbeat"}, short, served.ids, "a test")
+    served.client.create_automation(lost)
+    start = served.client.create_flow_run_from_deployment
+    run, mute, night = start(mac, parameters={"job": {}}), start(mac, parameters={"job": {}}), start(nightly)
+    for one in (run, mute):  # of which one never begins to beat
+        served.client.set_flow_run_state(one.id, Running(), force=True)
+    emit_event(  # as Prefect's engine does
+        event="prefect.flow-run.heartbeat",
+        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
+        related=[{"prefect.resource.id": f"prefect.deployment.{mac}", "prefect.resource.role": "deployment"}],
+    )
+    long = timedelta(seconds=15)
+    served.client.create_automation(automations.no_night(long, nightly, block.id))
+    time.sleep(4)
+    ended = datetime.now(UTC)
+    served.client.set_flow_run_state(night.id, Completed(), force=True)
 
-    chat = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Told)
-    chat.messages = []  # type: ignore[attr-defined]
-    threading.Thread(target=chat.serve_forever, daemon=True).start()
-    try:
-        block = CustomWebhookNotificationBlock(
-            name="chat", url=f"http://127.0.0.1:{chat.server_port}/", json_data={"text": "{{subject}}"}
-        )
-        block.save(automations.BLOCK)
-        said = automations.ensure(served.client, served.ids)
-        assert said[-1] == "automation no-night: updated"
-        id = automations.notification_block(served.client)
-        nightly, mac, short = served.ids["nightly/nightly"], served.ids["convert-model/mac"], timedelta(seconds=10)
-        served.client.create_automation(automations.no_night(short, nightly, id))
-        lost = automations.crash("lost", {"prefect.flow-run.heartbeat"}, short, served.ids, "a test")
-        served.client.create_automation(lost)
-        run, mute, night = (served.client.create_flow_run_from_deployment(one) for one in (mac, mac, nightly))
-        for one in (run, mute):  # of which one never begins to beat
-            served.client.set_flow_run_state(one.id, Running(), force=True)
-        emit_event(  # as Prefect's engine does
-            event="prefect.flow-run.heartbeat",
-            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
-            related=[{"prefect.resource.id": f"prefect.deployment.{mac}", "prefect.resource.role": "deployment"}],
-        )
-        time.sleep(4)
-        ended = datetime.now(UTC)
-        served.client.set_flow_run_state(night.id, Completed(), force=True)
+    def crashed() -> bool:
+        return served.client.read_flow_run(run.id).state_type == StateType.CRASHED
 
-        def crashed() -> bool:
-            return served.client.read_flow_run(run.id).state_type == StateType.CRASHED
-
-        assert until(crashed)
-        now = served.client.read_flow_run(run.id).state
-        assert now
-        assert now.message == "No sign of it for 10 s: a test."
-        assert served.client.read_flow_run(mute.id).state_type == StateType.RUNNING
-        assert until(lambda: chat.messages)  # type: ignore[attr-defined]
-        when, what = chat.messages[0]  # type: ignore[attr-defined]
-        assert json.loads(what) == {"text": "hft2ane: no night for 0.00277778 hours"}
-        assert when - ended > short  # not since the automation was made
-    finally:
-        chat.shutdown()
-        chat.server_close()
+    assert until(crashed)
+    now = served.client.read_flow_run(run.id).state
+    assert now
+    assert now.message == "No sign of it for 10 s: a test."
+    assert served.client.read_flow_run(mute.id).state_type == StateType.RUNNING
+    assert until(lambda: served.chat.messages)
+    when, what = served.chat.messages[0]
+    assert json.loads(what) == {"text": "hft2ane: no night for 0.00416667 hours"}
+    assert when - ended > long  # not since the automation was made
 
 
 @pytest.fixture
