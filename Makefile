@@ -8,7 +8,8 @@ SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
 # The longest that a night may be ago, in hours.
 WITHIN ?= 26
 
-.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary
+.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary \
+  server server.postgres deploy
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +60,15 @@ nightly.summary:  ## what the last night on this machine did, as Markdown
 
 nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; waits for its end
 	@.venv-flows/bin/prefect deployment run nightly/nightly --watch
+
+server: .venv  ## a Prefect server on this machine, with SQLite, until Ctrl-C
+	@$(BIN)/python -m flows.server
+
+server.postgres: .venv  ## the same with a PostgreSQL of its own: for several workers
+	@$(BIN)/python -m flows.server --database postgres
+
+deploy: .venv  ## pools, schedules and automations of this commit, to the Prefect server at PREFECT_API_URL
+	@$(BIN)/python -m flows.deploy
 
 nights: .venv-light/installed  ## the report of the last night, as its organisation has it, as Markdown
 	@.venv-light/bin/hft2ane nights --markdown $(SUMMARY)
