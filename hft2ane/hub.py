@@ -19,6 +19,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 from urllib.parse import quote, urlsplit
@@ -85,6 +87,15 @@ class Listed:
 
     commit: str
     tags: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Account:
+    """Whose a token is. `writes`: the users and organisations where it may make and write any repo; None: the Hub says
+    nothing of it."""
+
+    name: str
+    writes: frozenset[str] | None
 
 
 class Hub:
@@ -250,6 +261,28 @@ class Hub:
             raise AccessDenied(
                 f"there is no token to publish to {self.host} with: set HF_TOKEN, or run `hf auth login`"
             )
+
+    def account(self) -> Account:
+        """Whose the token is, and where it may write. AccessDenied, HubUnavailable. Not for the night: the Hub counts
+        these requests, and a refusal of them says nothing about the others."""
+        self.check_token()
+        answer = self._get("/api/whoami-v2", "ask whose HF_TOKEN is")
+        try:
+            return _account(json.loads(answer.content))
+        except (ValueError, LookupError, TypeError, AttributeError) as err:
+            raise HubUnavailable(f"{self.host} says nothing of the token that makes sense: try later") from err
+
+    def clock(self) -> datetime:
+        """The Hub's time, asked for without the token. HubUnavailable."""
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        def ask() -> datetime:
+            headers = {"Cache-Control": "no-cache"}
+            answer = get_session().get(f"{self.endpoint}/api/models?limit=1", headers=headers, timeout=LOOK_SECONDS)
+            hf_raise_for_status(answer)
+            return parsedate_to_datetime(answer.headers["Date"])
+
+        return self.retry(lambda: self._once("ask for the time", ask, HubUnavailable))
 
     def make_public(self, repo: str) -> None:
         self._write(f"make {repo} public", lambda: self._api().update_repo_settings(repo, private=False))
@@ -611,6 +644,24 @@ def card_fields(front_matter: object) -> CardFields:
         language=tuple(name for name in languages if isinstance(name, str) and name.strip()),
         pipeline_tag=text.get("pipeline_tag"),
     )
+
+
+def _account(told: dict[str, Any]) -> Account:
+    """Of the Hub's answer to /api/whoami-v2."""
+    name, token = str(told["name"]), told["auth"]["accessToken"]
+    match token["role"]:
+        case "read":
+            return Account(name, frozenset())
+        case "write":
+            # A role that is not told is that of a Hub which knows none.
+            member = {org["name"] for org in told["orgs"] if org.get("roleInOrg") not in ("read", "no_access")}
+            return Account(name, frozenset({name} | member))
+        case "fineGrained":
+            scopes = token["fineGrained"]["scoped"]
+            writable = {each["entity"].get("name") for each in scopes if "repo.write" in each["permissions"]}
+            return Account(name, frozenset(str(owner) for owner in writable if owner and "/" not in owner))
+        case _:
+            return Account(name, None)
 
 
 def _record(content: bytes) -> Conversion | Redo:

@@ -23,6 +23,7 @@ from hft2ane import records
 from hft2ane.records import Audit, Device, Exported, Finding, Job, Lint, Range, Report, Run, Task
 
 if TYPE_CHECKING:  # they bring torch and numpy
+    from hft2ane.doctor import Check
     from hft2ane.mil.compare import Compared, Layer
     from hft2ane.mil.evaluate import Array
     from hft2ane.mil.inspect import Summary
@@ -44,6 +45,8 @@ STYLES = {
     "error": "red",
     "warning": "yellow",
     "info": "dim",
+    "ok": "green",
+    "problem": "red",
 }
 
 
@@ -192,6 +195,13 @@ def show_audit(found: Sequence[Checked]) -> None:
         said = "; ".join((*each.problems, *each.notes))
         made.add_row(word, escape(each.repo), (each.commit or "")[:12], figures, escape(said))
     screen().print(made if found else "No manifest names a model.")
+
+
+def show_checks(checks: Sequence[Check]) -> None:
+    made = table(None, "", "check", "found", "to do now", whole=("check",))
+    for each in checks:
+        made.add_row(styled(each.verdict), each.name, escape(each.found), escape(each.todo))
+    screen().print(made)
 
 
 def number(value: float | None, digits: int) -> str:

@@ -41,6 +41,8 @@ LAYERS = (
     (
         "cli",
         "demo",
+        "doctor",
+        "launchd",
         "maintain",
         "nights",
         "preview",

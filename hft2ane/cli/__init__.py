@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from hft2ane.cli import models, night, packages, releases, steps
+from hft2ane.cli import models, night, packages, releases, steps, worker
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
@@ -85,6 +85,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, steps, packages):
+    for group in (night, models, releases, steps, packages, worker):
         group.add(commands)
     return top

@@ -1,5 +1,7 @@
 """What the groups of commands share: how a command is added, and the types of its options."""
 
+from __future__ import annotations
+
 import argparse
 import logging
 from collections.abc import Callable
@@ -12,6 +14,8 @@ Command = Callable[[argparse.Namespace], int]
 
 
 class Commands:
+    """The commands of hft2ane, or of one of its groups."""
+
     def __init__(self, top: argparse.ArgumentParser) -> None:
         self.parsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
@@ -21,6 +25,10 @@ class Commands:
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(command=command, needs=needs)
         return sub
+
+    def group(self, name: str, about: str) -> Commands:
+        """A command that is nothing without one of its own."""
+        return Commands(self.parsers.add_parser(name, help=about, description=about))
 
 
 def reason(text: str) -> str:

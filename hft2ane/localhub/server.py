@@ -244,7 +244,11 @@ class Handler(BaseHTTPRequestHandler):
     def send(self, response: Response, drop: Drop | None) -> None:
         size = response.size
         self.send_response_only(response.status)
-        for name, value in {**response.headers, "Content-Length": str(size)}.items():
+        for name, value in {
+            "Date": self.date_time_string(),
+            **response.headers,
+            "Content-Length": str(size),
+        }.items():
             self.send_header(name, value)
         self.end_headers()
         if self.command == "HEAD":

@@ -1,0 +1,62 @@
+"""Commands for the machines that do the night's work: worker doctor, worker plist."""
+
+import argparse
+import getpass
+import os
+import sys
+from pathlib import Path
+
+from hft2ane import doctor
+from hft2ane.cli.options import Commands, paths
+
+
+def add(commands: Commands) -> None:
+    group = commands.group("worker", "For a machine that does the night's work: is it fit for that, how is it started.")
+
+    sub = group.add("doctor", examine, "Check this machine, one line a check; ends with 1 when there is a problem.")
+    sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
+    sub.add_argument("--work", type=Path, metavar="DIR", help="where job folders go (default: HFT2ANE_WORK, or work)")
+    sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
+    sub.add_argument("--organization", help="publish there instead of where the manifests say")
+    sub.add_argument("--json", action="store_true")
+
+    sub = group.add("plist", plist, "Write what launchd needs to keep a worker running, to standard output.")
+    sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool (default: {doctor.MAC})")
+    sub.add_argument("--user", default=getpass.getuser(), help="who runs it (default: you)")
+    sub.add_argument(
+        "--environment",
+        type=Path,
+        metavar="FILE",
+        help="lines NAME='value', read by that user alone (default: their .config/hft2ane/worker.env)",
+    )
+
+
+def examine(options: argparse.Namespace) -> int:
+    from hft2ane.hub import Hub
+    from hft2ane.survey import owners, wanted
+    from hft2ane.terminal import show_checks
+
+    work = options.work or Path(os.environ.get("HFT2ANE_WORK") or "work")
+    models = wanted(paths(options), options.organization, None)
+    checks = doctor.examine(owners(models), options.pool, work, Hub())
+    if options.json:
+        print(doctor.dumped(checks))
+    else:
+        show_checks(checks)
+    return int(any(each.verdict == "problem" for each in checks))
+
+
+def plist(options: argparse.Namespace) -> int:
+    import pwd
+
+    from hft2ane.errors import BadInput
+    from hft2ane.launchd import Worker
+    from hft2ane.launchd import plist as described
+
+    try:
+        home = Path(pwd.getpwnam(options.user).pw_dir)
+    except KeyError as err:
+        raise BadInput(f"this machine has no user {options.user}") from err
+    environment = (options.environment or home / ".config" / "hft2ane" / "worker.env").resolve()
+    sys.stdout.buffer.write(described(Worker(options.user, home, options.pool, environment)))
+    return 0
