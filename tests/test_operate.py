@@ -218,3 +218,4 @@ def test_what_is_said_to_be_tried_is(bench: Bench) -> None:
     bench.lose_the_server()
     bench.run(next(block for block in TRIED if "make server" in block))
     bench.run(last)
+    bench.run(next(block for block in TRIED if "--watch" in block))  # by the worker of before
