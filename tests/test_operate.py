@@ -177,7 +177,7 @@ class Bench:
             assert process.wait(300) == CODES.get(block, 0), self.log.read_text()[-6000:]
 
     def wait_for_server(self) -> None:
-        for _ in range(600):
+        for _ in range(1500):
             assert self.lasting[-1].poll() is None, self.log.read_text()[-6000:]
             try:
                 httpx2.get(f"{self.url}/health", verify=False)
