@@ -154,12 +154,18 @@ def alone(folder: Path) -> Iterator[None]:
 
 
 def check_lock(deployed: str | None) -> None:
-    """WorkerMismatch: the packages installed here are by another lock than those of the deployment."""
+    """WorkerMismatch: the packages installed here are not those of the deployment's lock."""
     here = provenance.lock()
     if deployed is not None and here != deployed:
         raise WorkerMismatch(
             f"{machine()} has the lock {(here or 'none')[:12]}, and {deployed[:12]} is deployed: in its checkout, "
             "`git pull && make .venv`, and start its worker again"
+        )
+    # The lock came with the deployed code, which a worker clones for each run; its environment is older.
+    if deployed is not None and (strays := provenance.strays()):
+        raise WorkerMismatch(
+            f"{machine()} has not what is deployed: {', '.join(strays[:3])}: in its checkout, `git pull`, make .venv "
+            "anew, and start its worker again"
         )
 
 

@@ -207,7 +207,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(prog="python -m flows.server", description="A Prefect server on this machine.")
     top.add_argument("--database", choices=("sqlite", "postgres"), default="sqlite")
     top.add_argument("--home", type=Path, default=HOME, help=f"where it keeps all it has (default: {HOME})")
-    top.add_argument("--port", type=int, default=PORT, help=f"default: {PORT}")
+    port = int(os.environ.get("PREFECT_SERVER_API_PORT") or PORT)
+    top.add_argument("--port", type=int, default=port, help=f"default: PREFECT_SERVER_API_PORT, or {PORT}")
     options = top.parse_args(arguments)
     signal.signal(signal.SIGTERM, end)
     try:

@@ -104,24 +104,16 @@ def system(pool: str) -> Check:
 
 
 def packages() -> Check:
-    """What is installed against the lock. What the lock has for other systems and extras need not be installed."""
-    lock = provenance.ROOT / provenance.LOCK
-    if not lock.is_file():
-        return problem("packages", f"there is no {lock}", "work in a checkout of the project, not in an installed copy")
-    locked = pins(lock.read_text())
-    installed = {name: found for name in locked if (found := installed_version(name))}
-    if missing := [name for name in ("prefect", "coremltools", "torch") if name not in installed]:
+    if missing := [name for name in ("prefect", "coremltools", "torch") if not installed_version(name)]:
         return problem("packages", f"{', '.join(missing)} not installed", "make .venv")
-    if differing := [f"{name} {found}, not {locked[name]}" for name, found in installed.items()
-                     if release(found) != locked[name]]:  # fmt: skip
-        more = f", and {len(differing) - 5} more" if len(differing) > 5 else ""
-        found = f"{', '.join(differing[:5])}{more}"
-        return problem("packages", f"not those of the lock: {found}", "rm -r .venv, and make .venv")
-    return ok("packages", f"{len(installed)} as the lock has them")
-
-
-def pins(lock: str) -> dict[str, str]:
-    return dict(re.findall(r"^([\w.-]+)==(\S+)", lock, re.MULTILINE))
+    if provenance.lock() is None:
+        todo = "work in a checkout of the project, not in an installed copy"
+        return problem("packages", f"there is no {provenance.ROOT / provenance.LOCK}", todo)
+    if strays := provenance.strays():
+        more = f", and {len(strays) - 5} more" if len(strays) > 5 else ""
+        found = f"not those of the lock: {', '.join(strays[:5])}{more}"
+        return problem("packages", found, "rm -r .venv, and make .venv")
+    return ok("packages", "those of the lock")
 
 
 def installed_version(name: str) -> str | None:
@@ -129,11 +121,6 @@ def installed_version(name: str) -> str | None:
         return version(name)
     except PackageNotFoundError:
         return None
-
-
-def release(version: str) -> str:
-    """Without the local part, `+cpu`: the lock has none."""
-    return version.partition("+")[0]
 
 
 def checkout() -> Check:

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,6 +12,7 @@ from hft2ane.records import Made
 
 ROOT = keys.CODE.parent  # of a checkout; of an installed package, site-packages
 LOCK = "constraints.txt"
+PIN = re.compile(r"^([\w.-]+)==(\S+)", re.MULTILINE)
 # Beyond those that keys.toolchain pins: what reads the original and measures the result.
 TOOLS = ("huggingface_hub", "protobuf", "safetensors", "tokenizers")
 
@@ -34,6 +36,16 @@ def made() -> Made:
 def lock() -> str | None:
     """SHA-256 of the constraints.txt beside this code; None: there is none, as in an installed wheel."""
     return _digest(ROOT / LOCK)
+
+
+def strays() -> list[str]:
+    """What is installed otherwise than the lock beside this code has it: `torch 2.12.0, not 2.13.0`. What is not installed
+    is no matter: the lock is for other systems too."""
+    path = ROOT / LOCK
+    pins = PIN.findall(path.read_text()) if path.is_file() else []
+    found = ((name, _version(name), pin) for name, pin in pins)
+    # The lock has no local part such as +cpu.
+    return [f"{name} {here}, not {pin}" for name, here, pin in found if here and here.partition("+")[0] != pin]
 
 
 def _version(name: str) -> str | None:

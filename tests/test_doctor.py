@@ -20,9 +20,13 @@ from typing import Any
 import httpx2
 import pytest
 
+from flows import convert_model
+from flows.convert_model import check_lock
 from hft2ane import doctor, provenance
 from hft2ane.cli import main
+from hft2ane.cli import worker as command
 from hft2ane.doctor import Check
+from hft2ane.errors import WorkerMismatch
 from hft2ane.hub import Account, Hub, _account
 from hft2ane.localhub import LocalHub
 
@@ -374,15 +378,30 @@ def test_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert doctor.packages().verdict == "ok"
-    lock = provenance.ROOT / provenance.LOCK
-    assert len(doctor.pins(lock.read_text())) == len([line for line in lock.read_text().splitlines() if "==" in line])
+    lock = (provenance.ROOT / provenance.LOCK).read_text()
+    assert len(provenance.PIN.findall(lock)) == sum("==" in line for line in lock.splitlines())
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
     assert "there is no" in doctor.packages().found
-    changed = re.sub(r"^pydantic==.*", "pydantic==1.0", lock.read_text(), flags=re.MULTILINE)
-    (tmp_path / "constraints.txt").write_text(f"{changed}\nonly-on-other-systems==1.0\n")
+    (tmp_path / "constraints.txt").write_text("# a lock\npydantic==1.0\nonly-on-other-systems==1.0\n")
     assert re.fullmatch(r"not those of the lock: pydantic 2\.\S+, not 1\.0", doctor.packages().found)
-    (tmp_path / "constraints.txt").write_text("prefect==1\ncoremltools==1\n")
+    monkeypatch.setattr(provenance, "_version", lambda name: "1.0+cpu")
+    assert provenance.strays() == []
+    (tmp_path / "constraints.txt").write_text("".join(f"p{number}==2\n" for number in range(7)))
+    assert doctor.packages().found.endswith("p4 1.0+cpu, not 2, and 2 more")
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "torch" else "1")
     assert doctor.packages().found == "torch not installed"
+
+
+def test_a_conversion_is_refused_where_the_environment_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the lock beside the code is the deployed one: a worker clones both."""
+    check_lock(LOCK)
+    monkeypatch.setattr(provenance, "ROOT", tmp_path)
+    (tmp_path / "constraints.txt").write_text("pydantic==1.0\n")
+    with pytest.raises(WorkerMismatch, match=r"pydantic 2\.\S+, not 1\.0"):
+        check_lock(provenance.lock())
+    check_lock(None)
 
 
 def test_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -400,6 +419,10 @@ def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert f"{free / 1e9:.0f} GB" in found.found
     monkeypatch.setattr(doctor.os, "access", lambda place, mode: place != tmp_path)
     assert f"{tmp_path} cannot be written to" in doctor.disk(tmp_path / "not").found
+
+
+def test_the_work_folder_is_the_flows() -> None:
+    assert command.WORK == convert_model.WORK
 
 
 def test_memory_and_open_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,7 +118,7 @@ def test_a_unit_is_right(unit: Path, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("there is no systemd here")
     text = unit.read_text()
-    for program in ("/opt/hft2ane/.venv/bin/prefect", "/opt/hft2ane/deploy/worker.sh"):
+    for program in ("/opt/hft2ane/.venv/bin/python", "/opt/hft2ane/deploy/worker.sh"):
         (tmp_path / program[1:]).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / program[1:]).write_text("#!/bin/sh\n")
         (tmp_path / program[1:]).chmod(0o755)

@@ -9,13 +9,15 @@ from pathlib import Path
 from hft2ane import doctor
 from hft2ane.cli.options import Commands, paths
 
+WORK = "~/.cache/hft2ane/work"  # as in flows/convert_model.py, which imports Prefect
+
 
 def add(commands: Commands) -> None:
     group = commands.group("worker", "For a machine that does the night's work: is it fit for that, how is it started.")
 
     sub = group.add("doctor", examine, "Check this machine, one line a check; ends with 1 when there is a problem.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
-    sub.add_argument("--work", type=Path, metavar="DIR", help="where job folders go (default: HFT2ANE_WORK, or work)")
+    sub.add_argument("--work", type=Path, metavar="DIR", help=f"where job folders go (default: HFT2ANE_WORK, or {WORK})")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="publish there instead of where the manifests say")
     sub.add_argument("--json", action="store_true")
@@ -36,7 +38,7 @@ def examine(options: argparse.Namespace) -> int:
     from hft2ane.survey import owners, wanted
     from hft2ane.terminal import show_checks
 
-    work = options.work or Path(os.environ.get("HFT2ANE_WORK") or "work")
+    work = options.work or Path(os.environ.get("HFT2ANE_WORK") or WORK).expanduser()
     models = wanted(paths(options), options.organization, None)
     checks = doctor.examine(owners(models), options.pool, work, Hub())
     if options.json:
