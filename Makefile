@@ -77,7 +77,7 @@ watch: .venv-light/installed  ## fails when no night is newer than WITHIN hours
 	@.venv-light/bin/hft2ane nights --markdown --within $(WITHIN) $(SUMMARY)
 
 demo.log:  ## what the demo had to say that was not worth showing
-	@cat demo/work/run.log
+	@tail -n +1 demo/work/run.log demo/work/*/build.log
 
 mac.summary:  ## what Core ML measured in the demo, as the cards say it; fails where it measured nothing
 	@.ci/mac-summary $(SUMMARY)

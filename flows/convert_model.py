@@ -193,11 +193,11 @@ def slug(text: str) -> str:
 
 
 class Bar:
-    """Progress of one run as Prefect shows it, told now and then."""
+    """Progress as Prefect shows it, told now and then. `what`: a repo, or the night."""
 
-    def __init__(self, repo: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, what: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock, self.told = clock, clock()
-        made = patiently(lambda: create_progress_artifact(0.0, key=slug(f"progress-{repo}"), description=repo))
+        made = patiently(lambda: create_progress_artifact(0.0, key=slug(f"progress-{what}"), description=what))
         assert isinstance(made, UUID)  # a coroutine in async code only
         self.artifact = made
 

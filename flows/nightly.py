@@ -20,7 +20,7 @@ from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.convert_model import WORK, check_lock
+from flows.convert_model import WORK, Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told
 from flows.patience import patiently
 from hft2ane import nights, records, state, waves
@@ -66,7 +66,7 @@ def nightly(
         hub.check_token()
     patiently(lambda: create_table_artifact(nights.plan_rows(found.jobs), "plan", "What is to be done, and why"))
     with place(dispatch, folder, hub) as there:
-        outcomes = in_order(found.jobs, each(found, there))
+        outcomes = in_order(found.jobs, counted(each(found, there), sum(job.to_do for job in found.jobs)))
     before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
     outcomes = nights.explained(outcomes, after)
     fresh = news(before, after)
@@ -119,6 +119,17 @@ def each(found: Survey, there: Place) -> Iterator[Outcome]:
             if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
                 wave = wave.after(job.repo, failed=outcome.status == "failed")
             yield outcome
+
+
+def counted(outcomes: Iterator[Outcome], whole: int) -> Iterator[Outcome]:
+    """Shows how many of the `whole` that are to be done have been."""
+    bar, done = Bar("night"), 0
+    for outcome in outcomes:
+        if outcome.seconds or outcome.status == "failed":
+            done += 1
+            bar(f"{done} of {whole}", done / max(whole, done))
+        yield outcome
+    bar("done", 1.0)
 
 
 def untouched(job: Job) -> Outcome:
