@@ -33,7 +33,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import emit_event
 from prefect.flows import load_flow_from_entrypoint
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import Completed, Running
 
 from flows import automations
@@ -244,7 +244,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY", "PT1S")  # to look at automations
             started = stack.enter_context(server(folder / "home"))
-        stack.enter_context(temporary_settings({PREFECT_API_URL: started.url}))
+        stack.enter_context(temporary_settings({PREFECT_API_URL: started.url, PREFECT_LOGGING_TO_API_ENABLED: False}))
         chat = stack.enter_context(Chat())
         threading.Thread(target=chat.serve_forever, daemon=True).start()
         stack.callback(chat.shutdown)
