@@ -1,6 +1,7 @@
 """docs/operate.md: what it names is there, and what it says was tried is tried here, in its order."""
 
 import argparse
+import contextlib
 import os
 import re
 import shlex
@@ -197,9 +198,13 @@ class Bench:
 
     def end(self, process: "subprocess.Popen[bytes]") -> None:
         """As Ctrl-C in its terminal does: so that it ends what it has started elsewhere too."""
-        if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):  # there is none left of its group
             os.killpg(process.pid, signal.SIGTERM)
-            process.wait(60)
+            for _ in range(600):
+                process.poll()
+                os.killpg(process.pid, 0)
+                time.sleep(0.1)
+            pytest.fail(f"{process.args} does not end")
 
 
 @pytest.fixture
