@@ -39,8 +39,8 @@ def lock() -> str | None:
 
 
 def strays() -> list[str]:
-    """What is installed otherwise than the lock beside this code has it: `torch 2.12.0, not 2.13.0`. The lock is for other
-    systems too, so what is not installed is no matter."""
+    """What is installed otherwise than the lock beside this code has it: `torch 2.12.0, not 2.13.0`. The lock is for
+    other systems too, so what is not installed is no matter."""
     path = ROOT / LOCK
     pins = PIN.findall(path.read_text()) if path.is_file() else []
     found = ((name, _version(name), pin) for name, pin in pins)

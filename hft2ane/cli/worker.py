@@ -17,13 +17,7 @@ def add(commands: Commands) -> None:
 
     sub = group.add("doctor", examine, "Check this machine, one line a check; ends with 1 when there is a problem.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
-<<<<<<< HEAD
     sub.add_argument("--work", type=Path, metavar="DIR", help=f"of job folders (default: HFT2ANE_WORK, or {WORK})")
-=======
-    sub.add_argument(
-        "--work", type=Path, metavar="DIR", help=f"where job folders go (default: HFT2ANE_WORK, or {WORK})"
-    )
->>>>>>> operate
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="publish there instead of where the manifests say")
     sub.add_argument("--json", action="store_true")
