@@ -6,6 +6,7 @@ schema numbers fail), `write` puts them on disk atomically, so that a file's exi
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import shutil
@@ -707,11 +708,18 @@ def read(path: Path, record: type[R]) -> R:
 def parse(data: bytes | str, record: type[R], where: str) -> R:
     """The record in this JSON text; `where` is for the message only."""
     try:
-        return TypeAdapter(record).validate_json(data)
+        found: R = _reader(record).validate_json(data)  # type: ignore[arg-type]  # to mypy, types are not hashable
+        return found
     except ValidationError as err:
         first = err.errors()[0]
         spot = ".".join(map(str, first["loc"])) or "the whole file"
         raise BadInput(f"{where} is not a {record.__name__} record of this version: {spot}: {first['msg']}") from err
+
+
+@functools.cache
+def _reader(record: type[Any]) -> TypeAdapter[Any]:
+    """Making one takes longer than reading a record with it."""
+    return TypeAdapter(record)
 
 
 def dump(record: object) -> bytes:
