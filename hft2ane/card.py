@@ -421,10 +421,8 @@ def body(
 ) -> str:
     """The card below its front matter, from the template."""
     source, task, parts = conversion.source, conversion.task, first_parts(conversion)
-    package = list(parts.values())[-1]  # whose outputs are the answer
-    function = next(f for f in package.functions if f.name == package.default_function)
-    main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
-    pair = task in PAIRS or pipeline_tag(conversion) == "text-ranking"
+    package, function, main = answer(conversion)
+    pair = takes_pairs(conversion)
     entries = main.shape[-1]
     pad = conversion.generation.pad if conversion.generation else pad_token(release)
     least = least_psnr(report)
@@ -436,11 +434,7 @@ def body(
         name=short_name(source),
         repo=job.repo,
         local=job.repo.rpartition("/")[2],
-        what=TASKS[task].what.format(
-            n=entries,
-            texts="Two texts" if pair else "Text",
-            scores="one score" if entries == 1 else f"a score for each of {entries} labels",
-        ),
+        what=saying(conversion),
         is_hub=is_hub(source),
         source=source,
         conversion=conversion,
@@ -489,6 +483,28 @@ def body(
         fast=(release / "tokenizer.json").is_file(),
         tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
         legal=[file.path for file in layout.legal(source.files)],
+    )
+
+
+def answer(conversion: Conversion) -> tuple[Package, Function, Tensor]:
+    """Of the first variant: the package and function whose output is the model's answer, and that output."""
+    package = list(first_parts(conversion).values())[-1]
+    function = next(f for f in package.functions if f.name == package.default_function)
+    main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
+    return package, function, main
+
+
+def takes_pairs(conversion: Conversion) -> bool:
+    return conversion.task in PAIRS or pipeline_tag(conversion) == "text-ranking"
+
+
+def saying(conversion: Conversion) -> str:
+    """What goes in and what comes out, in a sentence."""
+    entries = answer(conversion)[2].shape[-1]
+    return TASKS[conversion.task].what.format(
+        n=entries,
+        texts="Two texts" if takes_pairs(conversion) else "Text",
+        scores="one score" if entries == 1 else f"a score for each of {entries} labels",
     )
 
 

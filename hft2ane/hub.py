@@ -87,6 +87,7 @@ class Listed:
 
     commit: str
     tags: tuple[str, ...]
+    private: bool
 
 
 @dataclass(frozen=True)
@@ -172,11 +173,16 @@ class Hub:
     def repos(self, organization: str) -> dict[str, Listed]:
         """The model repos of an organisation at their heads, by name; private ones as far as the token may see them."""
         found: dict[str, Listed] = {}
-        path = f"/api/models?author={quote(organization, safe='')}&expand[]=sha&expand[]=tags&limit=1000"
+        path = (
+            f"/api/models?author={quote(organization, safe='')}&expand[]=sha&expand[]=tags&expand[]=private&limit=1000"
+        )
         while path:
             answer = self._get(path, f"list the repos of {organization}")
             try:
-                found |= {each["id"]: Listed(each["sha"], tuple(each["tags"])) for each in json.loads(answer.content)}
+                found |= {
+                    each["id"]: Listed(each["sha"], tuple(each["tags"]), each["private"] is not False)
+                    for each in json.loads(answer.content)
+                }
             except (ValueError, KeyError, TypeError) as err:
                 raise HubUnavailable(
                     f"{self.host} lists the repos of {organization} in another form: try later"
