@@ -9,7 +9,7 @@ SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
 WITHIN ?= 26
 
 .PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary \
-  server server.postgres deploy
+  server server.postgres deploy site
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ check: .venv  ## format, lint, types, workflows
 format: .venv  ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+site: .venv-light/installed  ## the catalogue of what the manifests have on the Hub, into site/
+	.venv-light/bin/hft2ane site
 
 preview: .venv-light/installed  ## what manifests/ lead to, as Markdown; BASE=main: what is otherwise than there
 	@.venv-light/bin/hft2ane plan --markdown $(if $(BASE),--base '$(BASE)') $(SUMMARY)

@@ -24,7 +24,7 @@ from hft2ane.records import TASKS, Run
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"
-NAMES = ("canary", "check", "manifest", "nightly", "watch")
+NAMES = ("canary", "check", "manifest", "nightly", "site", "watch")
 MAKEFILE = (ROOT / "Makefile").read_text()
 # Steps that are no make target, each with its reason. There is none.
 OTHER_STEPS: dict[str, str] = {}
@@ -50,9 +50,11 @@ def workflow(name: str) -> dict[str, Any]:
 
 
 def jobs() -> Iterator[Any]:
+    """All but the one that writes: to Pages, see test_what_puts_the_catalogue_on_pages_does_only_that."""
     for name in NAMES:
         for job, content in workflow(name)["jobs"].items():
-            yield pytest.param(content, id=f"{name}-{job}")
+            if (name, job) != ("site", "deploy"):
+                yield pytest.param(content, id=f"{name}-{job}")
 
 
 def steps() -> Iterator[Any]:
@@ -83,6 +85,17 @@ def test_a_job_only_reads_and_has_an_end(job: dict[str, Any]) -> None:
     checkouts = [step for step in job["steps"] if step.get("uses", "").startswith("actions/checkout@")]
     assert len(checkouts) == 1
     assert checkouts[0]["with"]["persist-credentials"] is False
+
+
+def test_what_puts_the_catalogue_on_pages_does_only_that() -> None:
+    """It has no checkout, so it runs nothing of the repository's."""
+    build, deploy = workflow("site")["jobs"].values()
+    assert deploy["permissions"] == {"pages": "write", "id-token": "write"}
+    assert [step["uses"].partition("@")[0] for step in deploy["steps"]] == ["actions/deploy-pages"]
+    assert deploy["environment"]["name"] == "github-pages"
+    assert deploy["if"] == build["if"] == "github.ref == 'refs/heads/main'"
+    assert "pull_request" not in workflow("site")["on"]
+    assert 0 < deploy["timeout-minutes"] <= 60
 
 
 @pytest.mark.parametrize("step", list(steps()))
@@ -336,12 +349,13 @@ def test_packages_that_tests_need(checkout: Path, there: bool, tmp_path: Path) -
     executable(tools / "postgres", "#!/bin/sh\n")
     if there:
         executable(tools / "chromium", "#!/bin/sh\n")
+        executable(tools / "chromedriver", "#!/bin/sh\n")
     done = run(checkout, ".ci/packages", PATH=str(tools))
     assert done.returncode == 0, done.stderr
-    assert done.stdout == ("" if there else "packages: installing chromium\n")
+    assert done.stdout == ("" if there else "packages: installing chromium chromium-driver\n")
     assert asked.exists() != there
     if not there:
-        assert asked.read_text().splitlines()[-1].endswith(" chromium")
+        assert asked.read_text().splitlines()[-1].endswith(" chromium chromium-driver")
         executable(tools / "apt-get", "#!/bin/sh\necho no such package >&2\nexit 100\n")
         done = run(checkout, ".ci/packages", PATH=str(tools))
         assert done.returncode == 1

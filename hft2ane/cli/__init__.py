@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from hft2ane.cli import models, night, packages, releases, steps, worker
+from hft2ane.cli import catalogue, models, night, packages, releases, steps, worker
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
@@ -24,6 +24,7 @@ examples:
   hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
   hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
   hft2ane run --organization my-org                          plan, convert, verify, publish
+  hft2ane site --organization my-org                         the catalogue of what is published
 
 A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
 """
@@ -85,6 +86,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, steps, packages, worker):
+    for group in (night, models, releases, catalogue, steps, packages, worker):
         group.add(commands)
     return top

@@ -58,6 +58,12 @@ def variants(text: str) -> tuple[Variant, ...]:
     return tuple(variant for variant in records.VARIANTS if variant in names)
 
 
+def number(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= 1000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
+    return int(text)
+
+
 def paths(options: argparse.Namespace) -> list[Path]:
     return [Path(path) for path in options.manifests]
 
