@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 import transformers
 
@@ -17,6 +18,7 @@ from hft2ane.demo import MODELS, obtain
 from hft2ane.errors import BadInput, EvaluationError
 from hft2ane.protocol import SENTENCES
 from hft2ane.runtime import answers, engine
+from hft2ane.runtime.texts import Text, Texts, read_settings
 from tests import pairs
 from tests.conftest import Checkpoint
 from tests.releases import release
@@ -48,23 +50,66 @@ def sentence(folder: Path) -> Path:
     return configure(folder, "config_sentence_transformers.json", prompts={"query": "q u ", "document": ""})
 
 
+def spelled(folder: Path, kind: str) -> Path:
+    """With a tokenizer of another kind than BERT's: byte-level BPE as RoBERTa's, or Unigram as XLM-RoBERTa's."""
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    if kind == "bpe":
+        inner = tokenizers.Tokenizer(tokenizers.models.BPE())
+        inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        inner.decoder = tokenizers.decoders.ByteLevel()
+        trainer: Any = tokenizers.trainers.BpeTrainer(
+            vocab_size=300, special_tokens=special, initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet()
+        )
+    else:
+        inner = tokenizers.Tokenizer(tokenizers.models.Unigram())
+        inner.pre_tokenizer, inner.decoder = tokenizers.pre_tokenizers.Metaspace(), tokenizers.decoders.Metaspace()
+        trainer = tokenizers.trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
+    inner.train_from_iterator(SENTENCES, trainer)
+    inner.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]
+    )
+    mask = tokenizers.AddedToken("<mask>", lstrip=True)
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), special, strict=False))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=inner, mask_token=mask, cls_token="<s>", **names)
+    fast.save_pretrained(folder)
+    (folder / "vocab.txt").unlink()
+    return folder
+
+
 @pytest.fixture(scope="module")
 def models(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Checkpoint and release by name."""
+
+    def made(kind: str, seed: int, **changes: Any) -> Path:
+        """With weights by which the answers depend on the text, and not on biases alone."""
+        folder = checkpoint(kind, seed=seed, **changes)
+        model = getattr(transformers, kind).from_pretrained(folder)
+        torch.manual_seed(seed)
+        pairs.loud(model).save_pretrained(folder)
+        return folder
+
+    entities = dict(enumerate(LABELS))
+    roberta = {"vocab_size": 300, "max_position_embeddings": 66}
+    several = {"num_labels": 4, "problem_type": "multi_label_classification"}
     of = {
-        "embed": sentence(checkpoint(seed=1)),
-        "features": checkpoint(seed=2),
-        "sentiment": checkpoint("BertForSequenceClassification", seed=3, id2label={0: "NEGATIVE", 1: "POSITIVE"}),
-        "topics": checkpoint(
-            "BertForSequenceClassification", seed=4, num_labels=4, problem_type="multi_label_classification"
-        ),
-        "rerank": checkpoint("BertForSequenceClassification", seed=5, num_labels=1),
-        "ner": checkpoint("BertForTokenClassification", seed=6, id2label=dict(enumerate(LABELS))),
-        "squad": checkpoint("BertForQuestionAnswering", seed=7),
-        "mask": checkpoint("BertForMaskedLM", seed=8),
-        "choice": checkpoint("BertForMultipleChoice", seed=9),
-        "goes-on": checkpoint("BertLMHeadModel", seed=10, is_decoder=True, eos_token_id=3, pad_token_id=0),
+        "embed": sentence(made("BertModel", 1)),
+        "features": made("BertModel", 2),
+        "sentiment": made("BertForSequenceClassification", 3, id2label={0: "NEGATIVE", 1: "POSITIVE"}),
+        "topics": made("BertForSequenceClassification", 4, **several),
+        "rerank": made("BertForSequenceClassification", 5, num_labels=1),
+        "ner": made("BertForTokenClassification", 6, id2label=entities),
+        "squad": made("BertForQuestionAnswering", 7),
+        "mask": made("BertForMaskedLM", 8),
+        "choice": made("BertForMultipleChoice", 9),
+        "goes-on": made("BertLMHeadModel", 10, is_decoder=True, eos_token_id=3, pad_token_id=0),
+        "follows": made("BertForNextSentencePrediction", 11),
+        "replaced": made("ElectraForPreTraining", 12, embedding_size=24),
+        "bpe": spelled(made("RobertaForMaskedLM", 13, **roberta), "bpe"),
+        "unigram": spelled(made("XLMRobertaForTokenClassification", 14, id2label=entities, **roberta), "unigram"),
         "pair": pairs.save(pairs.build(pairs.bert(), pairs.decoder()), tmp_path_factory.mktemp("pair")),
+        "foreign": pairs.save(
+            pairs.build(pairs.bert(), pairs.decoder(vocab_size=50)), tmp_path_factory.mktemp("foreign")
+        ),
     }
     out = tmp_path_factory.mktemp("released")
     return {name: (folder, release(folder, out / name)) for name, folder in of.items()}
@@ -96,7 +141,7 @@ def cosine(a: Any, b: Any) -> float:
     return float(a @ b / np.linalg.norm(a) / np.linalg.norm(b))
 
 
-def alike(got: Any, expected: Any, within: float = 2e-2) -> None:
+def alike(got: Any, expected: Any, within: float = 5e-3) -> None:
     """The same structure, words, ids and places in the same order; scores near."""
     assert type(got) is type(expected), (got, expected)
     if isinstance(expected, list):
@@ -126,6 +171,7 @@ def test_embeddings_are_the_original_s(models: Models) -> None:
     got, expected = model.embed(texts), reference(models, texts)
     assert (got.shape, got.dtype) == ((5, 24), np.float32)
     assert min(cosine(a, b) for a, b in zip(got, expected, strict=True)) >= 0.9999
+    assert (expected[:-1] @ expected[1:].T).min() < 0.9  # so that it means something
     assert np.array_equal(model.embed(texts[1]), got[1])
     assert model.embed([]).shape == (0, 24)
     assert repr(model) == "<hft2ane.Model of tiny/embed, sentence-embedding, float16>"
@@ -180,6 +226,59 @@ def test_features_are_the_last_hidden_state(models: Models) -> None:
     assert np.array_equal(model("a"), got[1])
 
 
+# ---- tokens by other tokenizers than BERT's
+
+
+@pytest.mark.parametrize(
+    "text", ["The quick brown fox<mask> over the dog.", "Wie <mask> ist es?", "<mask><mask>", "日本 <mask>"]
+)
+def test_a_byte_level_tokenizer(models: Models, text: str) -> None:
+    model, other = loaded(models, "bpe"), pipe(models, "bpe", "fill-mask")
+    alike(model(text, top_k=2), other(text, top_k=2))
+    assert model.mask == "<mask>"
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple"])
+def test_a_unigram_tokenizer(models: Models, strategy: str) -> None:
+    texts = ["The quick fox", "Grüße aus Köln", " a  b", "東京"]
+    expected = pipe(models, "unigram", "token-classification")(texts, aggregation_strategy=strategy)
+    assert len({each.get("entity", each.get("entity_group")) for text in expected for each in text}) > 1
+    alike(loaded(models, "unigram")(texts, aggregation_strategy=strategy), expected)
+
+
+@pytest.mark.parametrize("name", ["features", "bpe", "unigram"])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_rows_are_those_of_transformers(models: Models, name: str, side: str, tmp_path: Path) -> None:
+    """Cut at either end, one text or two, as `AutoTokenizer` cuts them."""
+    folder = configure(
+        shutil.copytree(models[name][1], tmp_path / "copy"), "tokenizer_config.json", truncation_side=side
+    )
+    ours = Texts(folder / "tokenizer.json", read_settings(folder, False))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    texts: list[Text] = [LONG, "a", "", (LONG, "a b"), ("a b", LONG), (LONG, LONG), ("a", "b"), "Ä<mask>,"]
+    for text, row in zip(texts, ours.rows(texts, 16), strict=True):
+        several = (text,) if isinstance(text, str) else text
+        expected = theirs(*several, truncation=True, max_length=16, return_token_type_ids=True)
+        assert row.tokens.ids == expected["input_ids"]
+        assert row.tokens.type_ids == expected["token_type_ids"]
+        assert row.cut == len(theirs(*several)["input_ids"]) - len(row.tokens)
+
+
+@pytest.mark.parametrize("name", ["features", "bpe", "unigram"])
+@pytest.mark.parametrize("tidy", [True, False])
+def test_ids_become_the_text_that_transformers_makes_of_them(
+    models: Models, name: str, tidy: bool, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(models[name][1], tmp_path / "copy")
+    configure(folder, "tokenizer_config.json", clean_up_tokenization_spaces=tidy)
+    ours = Texts(folder / "tokenizer.json", read_settings(folder, False))
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    for text in ("a , b .", "it 's a ? b !", "Grüße , 's"):
+        ids = theirs(text)["input_ids"]
+        for skip in (True, False):
+            assert ours.decode(ids, skip) == theirs.decode(ids, skip_special_tokens=skip)
+
+
 # ---- classification
 
 
@@ -211,14 +310,14 @@ def test_entities_are_the_pipeline_s(models: Models, strategy: str) -> None:
     model, other = loaded(models, "ner"), pipe(models, "ner", "token-classification")
     texts = [LETTERS, "aei", "zebra zebra", "a b c d e f g"]
     expected = other(texts, aggregation_strategy=strategy)
-    assert sum(map(len, expected)) > 6
+    assert len({each.get("entity", each.get("entity_group")) for text in expected for each in text}) > 1
     alike(model(texts, aggregation_strategy=strategy), expected)
     alike(model(texts[0], aggregation_strategy=strategy), expected[0])
     alike(model(texts), other(texts))
 
 
 def test_entities_have_their_places_in_the_text(models: Models) -> None:
-    text = "the a b c d x y zebra , i"
+    text = "the a b c d x y zebra o i"
     found = loaded(models, "ner").tokens(text)
     assert found
     for entity in found:
@@ -272,7 +371,7 @@ def test_the_answer_is_that_of_the_whole_context(models: Models, context: str) -
         warnings.simplefilter("error")  # nothing is cut
         got = model.answer("x y", context)
     score, start, end = spans(models, "x y", context)[0]
-    assert got["score"] == pytest.approx(score, abs=2e-2)
+    assert got["score"] == pytest.approx(score, abs=5e-3)
     assert got["answer"] == context[got["start"] : got["end"]]
     assert got["start"] <= start < end <= got["end"]
     assert " " not in context[got["start"] : start] + context[end : got["end"]]  # only made whole words of
@@ -297,8 +396,8 @@ def test_there_may_be_no_answer(models: Models) -> None:
 def test_words_for_a_mask_are_the_pipeline_s(models: Models) -> None:
     model, other = loaded(models, "mask"), pipe(models, "mask", "fill-mask")
     for text in ("a [MASK] c", "zebra , [MASK]", "[MASK] b [MASK]", ["a [MASK]", "b [MASK]"], ["a [MASK]"]):
-        alike(model(text, top_k=3), other(text, top_k=3), within=5e-3)
-    alike(model.fill_mask("a [MASK] c"), other("a [MASK] c"), within=5e-3)
+        alike(model(text, top_k=3), other(text, top_k=3))
+    alike(model.fill_mask("a [MASK] c"), other("a [MASK] c"))
     assert model.mask == "[MASK]"
     with pytest.raises(BadInput, match=r"no \[MASK\] in 'a b'"):
         model.fill_mask("a b")
@@ -317,17 +416,19 @@ def scores(models: Models, query: str, documents: list[str]) -> Any:
 
 
 def test_documents_are_ranked_as_by_a_cross_encoder(models: Models, tmp_path: Path) -> None:
-    model, documents = loaded(models, "rerank"), ["a", "b c d", "zebra", "x y", LETTERS]
+    model, documents = loaded(models, "rerank"), ["a", "b c d", "zebra", "x y", LETTERS, LONG]
     logits = scores(models, "e f", documents)
-    found = model.rank("e f", documents)
+    with pytest.warns(Truncated, match="1 of 6 texts"):
+        found = model.rank("e f", documents)
     assert [each["corpus_id"] for each in found] == np.argsort(-logits).tolist()
-    assert [each["score"] for each in found] == pytest.approx(answers.sigmoid(np.sort(logits)[::-1]).tolist(), abs=2e-2)
-    best = model.rank("e f", documents, top_k=1, return_documents=True)
-    assert best == [{**found[0], "text": documents[found[0]["corpus_id"]]}]
+    assert [each["score"] for each in found] == pytest.approx(answers.sigmoid(np.sort(logits)[::-1]).tolist(), abs=5e-3)
+    best = model.rank("e f", documents[:5], top_k=1, return_documents=True)
+    first = next(each for each in found if each["corpus_id"] < 5)
+    assert best == [{**first, "text": documents[first["corpus_id"]]}]
 
 
-def test_a_cross_encoder_may_ask_for_plain_scores(models: Models, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    folder = checkpoint("BertForSequenceClassification", seed=5, num_labels=1)
+def test_a_cross_encoder_may_ask_for_plain_scores(models: Models, tmp_path: Path) -> None:
+    folder = shutil.copytree(models["rerank"][0], tmp_path / "checkpoint")
     configure(folder, sentence_transformers={"activation_fn": "torch.nn.modules.linear.Identity"})
     got = load(release(folder, tmp_path / "plain", lengths=(16,))).rank("e f", ["a b", "c"])
     assert [each["score"] for each in got] == pytest.approx(
@@ -343,7 +444,7 @@ def test_choices_are_ranked(models: Models) -> None:
     expected = network(**{key: value[None] for key, value in inputs.items()}).logits[0].softmax(0).numpy()
     found = loaded(models, "choice").rank("e f", choices)
     assert [each["corpus_id"] for each in found] == np.argsort(-expected).tolist()
-    assert [each["score"] for each in found] == pytest.approx(np.sort(expected)[::-1].tolist(), abs=2e-2)
+    assert [each["score"] for each in found] == pytest.approx(np.sort(expected)[::-1].tolist(), abs=5e-3)
     with pytest.raises(BadInput, match="chooses among 4 texts, given are 2"):
         loaded(models, "choice").rank("e", ["a", "b"])
 
@@ -420,6 +521,33 @@ def test_the_least_length_that_fits_is_taken(models: Models, monkeypatch: pytest
 def test_an_error_names_the_method_that_fits(models: Models, name: str, method: str, instead: str) -> None:
     with pytest.raises(BadInput, match=instead):
         getattr(loaded(models, name), method)("a")
+
+
+@torch.no_grad()
+def test_whether_a_sentence_follows(models: Models) -> None:
+    network, tokenizer = original(models, "follows", "BertForNextSentencePrediction")
+    expected = network(**tokenizer("a b", "c d", return_tensors="pt")).logits[0].softmax(0).tolist()
+    found = {each["label"]: each["score"] for each in loaded(models, "follows").classify(("a b", "c d"))}
+    assert found == {
+        "follows": pytest.approx(expected[0], abs=5e-3),
+        "does not follow": pytest.approx(expected[1], abs=5e-3),
+    }
+
+
+@torch.no_grad()
+def test_words_that_were_replaced(models: Models) -> None:
+    network, tokenizer = original(models, "replaced", "ElectraForPreTraining")
+    text = "a b c d e f g h"
+    logits = network(**tokenizer(text, return_tensors="pt")).logits[0, 1:-1]
+    found = loaded(models, "replaced").tokens(text, aggregation_strategy="none")
+    assert [each["word"] for each in found] == [word for word, n in zip(text.split(), logits, strict=True) if n > 0]
+    assert found
+    assert [each["score"] for each in found] == pytest.approx(logits[logits > 0].sigmoid().tolist(), abs=5e-3)
+
+
+def test_a_pair_with_two_vocabularies_writes_no_text(models: Models) -> None:
+    with pytest.raises(BadInput, match="writes with a vocabulary of its own, for which the release has no tokenizer"):
+        loaded(models, "foreign").write("a b")
 
 
 def test_several_labels_are_no_reranker(models: Models) -> None:

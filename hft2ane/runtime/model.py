@@ -321,7 +321,11 @@ class Model:
             raise BadInput(f"{self.source} writes from an encoder's states, which you must give: call model(**inputs)")
         reads = on.main.part == "encoder"
         if reads:
-            on.check_vocabulary(longest)
+            if on.settings.own_vocabulary:
+                raise BadInput(
+                    f"{self.source} writes with a vocabulary of its own, for which the release has no tokenizer: call "
+                    "model(**inputs)"
+                )
             ((row, _),) = on.rows([text])
             on.warn([row.cut])
             begun, least = [how.start or 0], len(row.tokens)

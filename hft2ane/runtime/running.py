@@ -120,15 +120,6 @@ class Running:
         ]
         return " or ".join(dict.fromkeys(ways))
 
-    def check_vocabulary(self, decoder: Function) -> None:
-        """BadInput: what is written cannot be read by the tokenizer of what is read."""
-        entries, known = decoder.outputs[0].shape[-1], self.texts.inner.get_vocab_size()
-        if entries < known:
-            raise BadInput(
-                f"{self.contract.source.id} writes with a vocabulary of its own ({entries} entries, the tokenizer has "
-                f"{known}), for which the release has no tokenizer: call model(**inputs)"
-            )
-
     def warn(self, cuts: Sequence[int]) -> None:
         """Truncated, at the line that called hft2ane. `cuts`: tokens, by text."""
         if not any(cuts):

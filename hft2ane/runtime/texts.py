@@ -22,7 +22,9 @@ NO_LIMIT = 10**6
 class Settings:
     """What the release's small files say of its texts. `most`: tokens that the original keeps, None: no such word.
 
-    `prompts`: what sentence-transformers puts before a text, by name; `similarity`: by which vectors are compared."""
+    `prompts`: what sentence-transformers puts before a text, by name; `similarity`: by which vectors are compared;
+    `activation`: what a reranker's score goes through; `own_vocabulary`: a pair's decoder writes other ids than the
+    encoder reads."""
 
     most: int | None
     pad: int
@@ -33,6 +35,7 @@ class Settings:
     prompts: dict[str, str]
     similarity: str
     activation: str | None
+    own_vocabulary: bool
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,7 @@ def read_settings(folder: Path, embeds: bool) -> Settings:
     if embeds:
         limits += [_object(path).get("max_seq_length") for path in sorted(folder.glob("sentence_*_config.json"))]
     ours = model.get("sentence_transformers")
+    parts = (model.get("encoder"), model.get("decoder"))
     older = model.get("sbert_ce_default_activation_function")
     return Settings(
         most=min((n for n in limits if isinstance(n, int) and 0 < n < NO_LIMIT), default=None),
@@ -63,6 +67,7 @@ def read_settings(folder: Path, embeds: bool) -> Settings:
         prompts={name: text for name, text in (general.get("prompts") or {}).items() if isinstance(text, str)},
         similarity=str(general.get("similarity_fn_name") or "cosine"),
         activation=ours.get("activation_fn") if isinstance(ours, dict) else older,
+        own_vocabulary=len({part.get("vocab_size") for part in parts if isinstance(part, dict)}) > 1,
     )
 
 
