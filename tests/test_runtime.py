@@ -23,6 +23,8 @@ from tests import pairs
 from tests.conftest import Checkpoint
 from tests.releases import release
 
+pytestmark = pytest.mark.slow  # its models take a while to make
+
 LABELS = ["O", "B-PER", "I-PER", "B-LOC", "I-LOC"]
 LETTERS = "the a b c d aei ouo x y zebra , i"
 LONG = " ".join("abcdefghijklmnopqrstuvwxyz" * 2)  # 52 tokens, which is more than any package here takes
@@ -557,8 +559,16 @@ def test_several_labels_are_no_reranker(models: Models) -> None:
 
 @pytest.mark.parametrize("texts", [["a", None], ["a", 1.5], [("a", "b", "c")], ["a", ("b", None)]])
 def test_what_is_no_text_is_named(models: Models, texts: Any) -> None:
-    with pytest.raises(BadInput, match="^text [01] is .*: texts are str"):
+    with pytest.raises(BadInput, match="^text [01] is .*: it must be a str, or a tuple of two"):
         loaded(models, "sentiment").classify(texts)
+
+
+def test_a_tuple_is_a_pair_where_there_are_pairs(models: Models) -> None:
+    assert loaded(models, "embed").embed(("a", "b")).shape == (2, 24)
+    with pytest.raises(BadInput, match="^text 0 is .*: it must be a str$"):
+        loaded(models, "embed").embed([("a", "b")])
+    with pytest.raises(BadInput, match="text 1 is .*must be a str"):
+        loaded(models, "rerank").rank("a", ["b", None])  # type: ignore[list-item]
 
 
 def test_it_is_said_once_that_there_is_no_core_ml(models: Models, caplog: pytest.LogCaptureFixture) -> None:
@@ -587,7 +597,6 @@ def test_without_tokenizer_json_there_are_only_arrays(models: Models, tmp_path: 
 
 
 @pytest.mark.weights
-@pytest.mark.slow
 @torch.no_grad()
 def test_the_real_minilm(tmp_path: Path) -> None:
     """Texts in several languages, of both lengths, beside transformers with mean pooling and length 1."""

@@ -16,6 +16,8 @@ from tests.conftest import Checkpoint
 from tests.releases import release
 from tests.test_runtime import LABELS, sentence
 
+pytestmark = pytest.mark.slow  # its models take a while to make
+
 PAGE = (Path(__file__).parent.parent / "docs" / "use.md").read_text()
 EXAMPLES = re.findall(r"^```(python|diff)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 # The models that the page speaks of, by what they are.

@@ -7,7 +7,7 @@ version (see `interface`), and what is not known is passed over.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,7 @@ class Contract:
     problem: str | None = None
     generation: Generation | None = None
     retired: str | None = None
-    psnr: Mapping[str, float] | None = None
+    psnr: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def variants(self) -> tuple[str, ...]:
@@ -128,8 +128,12 @@ def choose(contract: Contract, variant: str | None, where: str) -> Contract:
         raise BadInput(f"{where} names no package: it cannot be run")
     if variant is not None and variant not in contract.variants:
         raise BadInput(f"{where} has no variant {variant!r}; there are {', '.join(contract.variants)}")
-    psnr = contract.psnr or {}
-    best = max(contract.variants, key=lambda name: (name == "float16", psnr.get(name, 0.0)))
+    # Of a part of a model the key is `int8 decoder`.
+    least = {
+        name: min((v for key, v in contract.psnr.items() if key.split()[0] == name), default=0.0)
+        for name in contract.variants
+    }
+    best = max(least, key=lambda name: (name == "float16", least[name]))
     return replace(contract, packages=tuple(each for each in contract.packages if each.variant == (variant or best)))
 
 

@@ -7,7 +7,7 @@ import shutil
 import sys
 import tempfile
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,23 +27,26 @@ class Engine:
     def __init__(self, path: Path, package: Package) -> None:
         self.path, self.package = path, package
         self._runners: dict[str, coreml.Runner] = {}
+        self._run: Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
         if coreml.available():
             self._plain()
+            self._run = self._predict
         else:
             from hft2ane.mil import open_package
 
             say_evaluated()
-            self._program = open_package(path)
+            program = open_package(path)
+            self._run = lambda function, inputs: program.evaluate(inputs, function)
 
     def __call__(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Outputs by name; fractions in float32."""
-        if coreml.available():
-            if function not in self._runners:
-                self._runners[function] = coreml.Runner(self.path, function, coreml.ENGINE)
-            found = self._runners[function](inputs)
-        else:
-            found = self._program.evaluate(inputs, function)
+        found = self._run(function, inputs)
         return {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in found.items()}
+
+    def _predict(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if function not in self._runners:
+            self._runners[function] = coreml.Runner(self.path, function, coreml.ENGINE)
+        return self._runners[function](inputs)
 
     def _plain(self) -> None:
         """The Hub's cache has symbolic links, with which coremltools has trouble (huggingface_hub#1240): it gets the

@@ -15,7 +15,8 @@ import numpy as np
 from hft2ane.errors import BadInput
 from hft2ane.runtime import answers, writing
 from hft2ane.runtime.answers import Answer, Array
-from hft2ane.runtime.engine import fitting, log
+from hft2ane.runtime.contract import Generation
+from hft2ane.runtime.engine import Engine, fitting, log
 from hft2ane.runtime.fetch import Release
 from hft2ane.runtime.running import BATCH, Running, listed
 from hft2ane.runtime.texts import Row, Text
@@ -154,7 +155,7 @@ class Model:
             scores = answers.probabilities(outputs["logits"][0], self._on.contract.problem)
             return answers.labelled(scores, self.labels)[:top_k]
 
-        answered: list[Answer] | list[list[Answer]] = self._each(texts, answer, progress)
+        answered: list[Answer] | list[list[Answer]] = self._each(texts, answer, progress, pairs=True)
         return answered
 
     @overload
@@ -286,14 +287,12 @@ class Model:
         found = list(documents)
         if self.task == "multiple-choice":
             scores = self._choose(query, found)
-        elif len(self.labels) > 1:
-            raise BadInput(
-                f"{self.source} has {len(self.labels)} labels, so it is no reranker: call model.classify(texts)"
-            )
+        elif (labels := self._on.main.functions[0].outputs[0].shape[-1]) != 1:
+            raise BadInput(f"{self.source} has {labels} labels, so it is no reranker: call model.classify(texts)")
         else:
             activation = self._on.settings.activation
             scores = self._on.each(
-                [(query, document) for document in found],
+                listed([(query, document) for document in found], pairs=True),
                 lambda _, __, outputs: answers.relevance(float(outputs["logits"][0, 0]), activation),
                 progress,
             )
@@ -314,39 +313,43 @@ class Model:
         """The text that is written, always with the best token next: another one (summary, translation), or the text
         given and how it goes on. At most `max_new_tokens`, and what the packages have room for."""
         self._must("write", "text-generation", "text2text-generation")
-        on, how = self._on, self._on.contract.generation
-        decoder = next(engine for engine in on.engines if engine.package.part != "encoder")
-        longest = max(decoder.package.functions, key=lambda each: each.length)
-        if how is None or (on.main.part != "encoder" and any(port.name == STATES for port in longest.inputs)):
-            raise BadInput(f"{self.source} writes from an encoder's states, which you must give: call model(**inputs)")
-        reads = on.main.part == "encoder"
-        if reads:
-            if on.settings.own_vocabulary:
-                raise BadInput(
-                    f"{self.source} writes with a vocabulary of its own, for which the release has no tokenizer: call "
-                    "model(**inputs)"
-                )
-            ((row, _),) = on.rows([text])
-            on.warn([row.cut])
-            begun, least = [how.start or 0], len(row.tokens)
-        else:
-            begun, least = on.texts.ids(text), 0
-            on.warn([max(0, len(begun) - longest.length)])
-            begun = begun[: longest.length]
-        most = longest.length if max_new_tokens is None else max_new_tokens
-        need = min(longest.length, max(least, len(begun) + most))
-        function = min((f for f in decoder.package.functions if f.length >= need), key=lambda f: f.length)
+        on, how, decoder = self._on, *self._writer()
+        longest = max(decoder.package.lengths)
+        most = longest if max_new_tokens is None else max_new_tokens
         read: dict[str, Array] = {}
-        if reads:
-            encoder = next(f for f in on.main.functions if f.length == function.length)
+        if on.main.part == "encoder":
+            ((row, _),) = on.rows(listed([text]))
+            on.warn([row.cut])
+            begun = [how.start or 0]
+            length = min(n for n in decoder.package.lengths if n >= min(longest, max(len(row.tokens), 1 + most)))
+            encoder = next(f for f in on.main.functions if f.length == length)
             inputs = on.arrays(row.tokens, encoder)
             read = {STATES: on.run(encoder, inputs)["last_hidden_state"], STATES_MASK: inputs["attention_mask"]}
+        else:
+            ids = on.texts.ids(*listed([text]))
+            on.warn([max(0, len(ids) - longest)])
+            begun = ids[:longest]
+            length = min(n for n in decoder.package.lengths if n >= min(longest, len(begun) + most))
+        function = next(f for f in decoder.package.functions if f.length == length)
 
         def run(inputs: Mapping[str, Array]) -> Mapping[str, Array]:
             return decoder(function.name, fitting(function, inputs) or inputs)
 
-        written = writing.write(run, begun, function.length, most, how.end, how.pad, read)
-        return on.texts.decode(written if reads else [*begun, *written])
+        written = writing.write(run, begun, length, most, how.end, how.pad, read)
+        return on.texts.decode(written if read else [*begun, *written])
+
+    def _writer(self) -> tuple[Generation, Engine]:
+        """How its texts begin and end, and what writes them. BadInput: it cannot from a text alone."""
+        how, decoder = self._on.contract.generation, next(e for e in self._on.engines if e.package.part != "encoder")
+        reads = any(port.name == STATES for port in decoder.package.functions[0].inputs)
+        if how is None or (reads and self._on.main.part != "encoder"):
+            raise BadInput(f"{self.source} writes from an encoder's states, which you must give: call model(**inputs)")
+        if reads and self._on.settings.own_vocabulary:
+            raise BadInput(
+                f"{self.source} writes with a vocabulary of its own, for which the release has no tokenizer: call "
+                "model(**inputs)"
+            )
+        return how, decoder
 
     # ---- as transformers.pipeline, and underneath
 
@@ -355,7 +358,8 @@ class Model:
         package takes them, -> its outputs by name."""
         if texts is None:
             return self._on.raw(options)
-        options.pop("batch_size", None), options.pop("padding", None)  # they change no answer
+        for changes_no_answer in ("batch_size", "padding"):
+            options.pop(changes_no_answer, None)
         if options.pop("truncation", True) is False:
             raise BadInput("truncation=False: the packages have fixed lengths, longer texts are cut with a warning")
         many = isinstance(texts, list)
@@ -384,8 +388,8 @@ class Model:
 
     def tokenize(self, text: Text) -> dict[str, Array]:
         """What `model(**inputs)` takes for a text, or a pair: padded to the least length that fits."""
-        if self._on.main.part or not self.task:
-            raise BadInput(f"{self._called()}: give the arrays that it takes: {self._on.takes()}")
+        if self._on.main.part or self.task in ("", "multiple-choice"):
+            raise BadInput(f"{self._called()}, not for one text: it takes {self._on.takes()}")
         row = self._on.texts.rows([text], self.limit)[0]
         self._on.warn([row.cut])
         return self._on.padded(row.tokens)[1]
@@ -410,11 +414,12 @@ class Model:
         texts: Text | Iterable[Text],
         answer: Callable[[Row, Text, Mapping[str, Array]], Any],
         progress: bool | None,
+        pairs: bool = False,
     ) -> Any:
-        """`answer` of every text, of one text its own."""
-        if isinstance(texts, str | tuple):
-            return self._on.each([texts], answer, progress)[0]
-        return self._on.each(texts, answer, progress)
+        """`answer` of every text, of one text its own. `pairs`: a tuple is one text; else several, like a list."""
+        one = isinstance(texts, str) or (pairs and isinstance(texts, tuple))
+        found = self._on.each(listed([texts] if one else texts, pairs), answer, progress)
+        return found[0] if one else found
 
     def _prompt(self, name: str | None, prompt: str | None) -> str:
         if prompt is not None or name is None:
@@ -430,8 +435,8 @@ class Model:
     def _embed(
         self, texts: str | Iterable[str], prompt: str, normalize: bool, batch: int, progress: bool | None
     ) -> Array:
-        # As sentence-transformers reads a text.
-        asked = [f"{prompt}{each}".strip() for each in listed([texts] if isinstance(texts, str) else texts)]
+        several = listed([texts] if isinstance(texts, str) else texts)
+        asked = [f"{prompt}{each}".strip() for each in several]  # as sentence-transformers reads a text
         found = self._on.each(asked, lambda _, __, outputs: outputs["sentence_embedding"][0], progress, batch)
         vectors = np.stack(found) if found else np.zeros((0, self.get_sentence_embedding_dimension()), np.float32)
         if normalize:

@@ -54,15 +54,14 @@ class Running:
 
     def each(
         self,
-        texts: Iterable[Text],
+        texts: Sequence[Text],
         answer: Callable[[Row, Text, Mapping[str, Array]], R],
         progress: bool | None,
         batch: int = BATCH,
     ) -> list[R]:
         """`answer` of every text. Warns of what was cut. `batch`: texts that are tokenised at a time."""
-        asked = listed(texts)
         cuts, found = [], []
-        for row, text in bar(self.rows(asked, batch), len(asked), progress):
+        for row, text in bar(self.rows(texts, batch), len(texts), progress):
             found.append(answer(row, text, self.run(*self.padded(row.tokens))))
             cuts.append(row.cut)
         self.warn(cuts)
@@ -131,13 +130,13 @@ class Running:
         warnings.warn(text, Truncated, stacklevel=depth())
 
 
-def listed(texts: Iterable[Any]) -> list[Any]:
-    """BadInput: something is no text."""
+def listed(texts: Iterable[Any], pairs: bool = False) -> list[Any]:
+    """BadInput: something is no text, nor with `pairs` a tuple of two."""
     found = list(texts)
     for n, each in enumerate(found):
-        whole = (each,) if isinstance(each, str) else each
-        if not (isinstance(whole, tuple) and 0 < len(whole) <= 2 and all(isinstance(part, str) for part in whole)):
-            raise BadInput(f"text {n} is {each!r:.60}: texts are str, and pairs of them tuples")
+        pair = pairs and isinstance(each, tuple) and len(each) == 2 and all(isinstance(part, str) for part in each)
+        if not (isinstance(each, str) or pair):
+            raise BadInput(f"text {n} is {repr(each)[:60]}: it must be a str{', or a tuple of two' * pairs}")
     return found
 
 
