@@ -538,7 +538,7 @@ def show_answers(titles: Sequence[str], found: Sequence[Any]) -> None:
 def answer_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Scores first; of a vector its beginning; where it is in a text as one column."""
     columns = [name for name in rows[0] if name not in ("token", "corpus_id", "index", "end")]
-    columns.sort(key=lambda name: name != "score")
+    columns.sort(key=lambda name: (name != "score", name == "start"))
     made = table(None, *("at" if name == "start" else name for name in columns), right=("score",))
     for row in rows:
         made.add_row(*(escape(answer_cell(name, row)) for name in columns))
