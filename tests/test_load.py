@@ -420,3 +420,15 @@ def test_a_package_of_plain_files_is_not_copied(made: Path, monkeypatch: pytest.
     monkeypatch.setattr("hft2ane.coreml.available", lambda: True)
     (package,) = made.glob("*.float16.mlpackage")
     assert engine.Engine(package, contract.of_package(package).packages[0]).path == package
+
+
+@pytest.mark.mac
+@pytest.mark.skipif(sys.platform != "darwin", reason="Core ML is on macOS only")
+def test_core_ml_answers_from_the_cache(local: LocalHub, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Out of the Hub's cache, by Core ML, as the evaluator answers."""
+    texts = ["a b c", "zebra", " ".join("a" * 28)]
+    got = load(REPO).classify(texts)
+    monkeypatch.setattr("hft2ane.coreml.available", lambda: False)
+    for one, other in zip(got, load(made).classify(texts), strict=True):
+        assert [each["label"] for each in one] == [each["label"] for each in other]
+        assert [each["score"] for each in one] == pytest.approx([each["score"] for each in other], abs=5e-3)
