@@ -30,6 +30,8 @@ Hft2aneError
     ├── WorkerLost       the machine, or its worker, was lost while it converted
     ├── WorkerMismatch   a worker's environment is not the one that is deployed
     └── NoWorker         no machine began the conversion
+
+And a warning: Truncated    a text was longer than a model takes
 """
 
 
@@ -134,3 +136,6 @@ class WorkerMismatch(Unavailable): ...
 
 
 class NoWorker(Unavailable): ...
+
+
+class Truncated(UserWarning): ...

@@ -1,23 +1,18 @@
 """Texts written with the packages, the best token each time, beside those that transformers' `generate` writes.
 
-What is done here is what an app does: the encoder once, then the decoder for every token, all of the text so far going
-in and the scores at its last token coming out. Keys and values are not kept from one call to the next.
+What is done is what an app does, see `runtime.writing`.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 
-from hft2ane.families import STATES, STATES_MASK
 from hft2ane.protocol import SENTENCES
 from hft2ane.records import Generation, Greedy
 from hft2ane.reference import Original, Tokenizer
-
-Array = np.ndarray[Any, Any]
-Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]
+from hft2ane.runtime import writing
+from hft2ane.runtime.writing import STATES, STATES_MASK, Array, Run
 
 TEXTS = 4  # of the protocol's sentences
 TOKENS = 32  # that are written at most
@@ -59,17 +54,11 @@ def write(
     task: Task, how: Generation, length: int, decoder: Run, encoder: Run | None, names: Iterable[str]
 ) -> list[int]:
     """What the packages write. `names`: the encoder's inputs."""
-    fixed: dict[str, Array] = {}
+    read: dict[str, Array] = {}
     if encoder is not None:
         states = encoder({name: task.source[name] for name in names})["last_hidden_state"]
-        fixed = {STATES: states, STATES_MASK: task.source["attention_mask"]}
-    ids, mask = np.full((1, length), how.pad, np.int32), np.zeros((1, length), np.int32)
-    tokens = list(task.begun)
-    while len(tokens) < len(task.begun) + task.most and (tokens == task.begun or tokens[-1] not in how.end):
-        ids[0, : len(tokens)], mask[0, : len(tokens)] = tokens, 1
-        logits = decoder({"input_ids": ids, "attention_mask": mask, **fixed})["logits"]
-        tokens.append(int(logits[0, len(tokens) - 1].argmax()))
-    return tokens[len(task.begun) :]
+        read = {STATES: states, STATES_MASK: task.source["attention_mask"]}
+    return writing.write(decoder, task.begun, length, task.most, how.end, how.pad, read)
 
 
 def compare(

@@ -29,6 +29,7 @@ LAYERS = (
         "mil",
         "package",
         "provenance",
+        "runtime",
         "signature",
         "waves",
     ),
@@ -62,10 +63,11 @@ ONLY_IN = {
     "prefect": ("flows",),
     "coremltools": ("coreml",),
     "transformers": ("reference",),
-    "huggingface_hub": ("card", "hub", "reference"),
+    "huggingface_hub": ("card", "hub", "reference", "runtime"),
     "hf_xet": ("localhub",),
     "matplotlib": ("card",),
     "model_signing": ("signature",),
+    "tokenizers": ("runtime",),
 }
 
 

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from hft2ane.cli import catalogue, models, night, packages, releases, steps, worker
+from hft2ane.cli import catalogue, models, night, packages, releases, steps, use, worker
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
@@ -23,6 +23,7 @@ examples:
   hft2ane lint other.mlpackage                               will it live on the Neural Engine?
   hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
   hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
+  hft2ane try my-org/all-MiniLM-L6-v2-ane "How do I reset my password?"
   hft2ane run --organization my-org                          plan, convert, verify, publish
   hft2ane site --organization my-org                         the catalogue of what is published
 
@@ -57,13 +58,18 @@ def reader_gone() -> int:
     return 0
 
 
-# What an extra of pyproject.toml is known by.
-LIBRARIES = {"convert": "coremltools", "flows": "prefect"}
+# What a command may need -> a library that it is known by, and the extra of pyproject.toml that brings it.
+NEEDS = {
+    "convert": ("transformers", "convert"),
+    "evaluate": ("torch", "evaluate"),
+    "flows": ("prefect", "flows"),
+    "read": ("coremltools", "evaluate"),
+}
 
 
 def check_installed(needs: Sequence[str]) -> None:
     """BadInput when a command needs a part of hft2ane that is not installed."""
-    if missing := [extra for extra in needs if not find_spec(LIBRARIES[extra])]:
+    if missing := [extra for library, extra in map(NEEDS.__getitem__, needs) if not find_spec(library)]:
         raise BadInput(f"this command needs more than the light half: pip install 'hft2ane[{','.join(missing)}]'")
 
 
@@ -86,6 +92,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, catalogue, steps, packages, worker):
+    for group in (night, models, releases, catalogue, steps, packages, use, worker):
         group.add(commands)
     return top

@@ -20,7 +20,7 @@ class Commands:
         self.parsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
     def add(self, name: str, command: Command, about: str, needs: tuple[str, ...] = ()) -> argparse.ArgumentParser:
-        """`needs`: the extras of pyproject.toml without which it cannot run."""
+        """`needs`: see `cli.NEEDS`, what it cannot run without."""
         sub: argparse.ArgumentParser = self.parsers.add_parser(name, help=about, description=about)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(command=command, needs=needs)

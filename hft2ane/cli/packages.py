@@ -16,7 +16,7 @@ def add(commands: Commands) -> None:
         "inspect",
         inspect,
         "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.",
-        needs=("convert",),
+        needs=("read",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     sub.add_argument("--json", action="store_true")
@@ -25,7 +25,7 @@ def add(commands: Commands) -> None:
         "lint",
         lint,
         "Say where an .mlpackage will run, and what keeps it off the Neural Engine. No Mac needed.",
-        needs=("convert",),
+        needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     form = sub.add_mutually_exclusive_group()
@@ -39,7 +39,7 @@ def add(commands: Commands) -> None:
         "eval",
         evaluate,
         "Compute a package's outputs on any machine, as it declares them to be rounded.",
-        needs=("convert",),
+        needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     sub.add_argument("--inputs", type=Path, required=True, metavar="NPZ", help="one array an input (numpy.savez)")
@@ -53,7 +53,7 @@ def add(commands: Commands) -> None:
         "compare",
         compare,
         "PSNR between two packages, output by output, the reference computed in float32.",
-        needs=("convert",),
+        needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
     sub.add_argument("reference", type=Path, metavar="REFERENCE", help="an .mlpackage, or an .npz of outputs")

@@ -18,7 +18,7 @@ PARENT = "hft2ane_coreml_proto"
 def _classes(of: str) -> ModuleType:
     spec = find_spec("coremltools")
     if spec is None or spec.origin is None:
-        raise ToolchainMismatch("coremltools is not installed: pip install 'hft2ane[convert]'")
+        raise ToolchainMismatch("coremltools is not installed: pip install 'hft2ane[evaluate]'")
     if PARENT not in sys.modules:
         parent = ModuleType(PARENT)
         parent.__path__ = [str(Path(spec.origin).parent / "proto")]

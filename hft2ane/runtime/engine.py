@@ -1,0 +1,94 @@
+"""One package, run: by Core ML on a Mac, by our evaluator elsewhere, which is said once."""
+
+import functools
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hft2ane import coreml
+from hft2ane.errors import EvaluationError
+from hft2ane.runtime.contract import Function, Package, Port
+
+Array = np.ndarray[Any, Any]
+log = logging.getLogger("hft2ane")
+
+
+class Engine:
+    """A package's functions, each opened when it is first called."""
+
+    def __init__(self, path: Path, package: Package) -> None:
+        self.path, self.package = path, package
+        self._runners: dict[str, coreml.Runner] = {}
+        self._run: Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
+        if coreml.available():
+            self._plain()
+            self._run = self._predict
+        else:
+            from hft2ane.mil import open_package
+
+            say_evaluated()
+            program = open_package(path)
+            self._run = lambda function, inputs: program.evaluate(inputs, function)
+
+    def __call__(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Outputs by name; fractions in float32."""
+        found = self._run(function, inputs)
+        return {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in found.items()}
+
+    def _predict(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        if function not in self._runners:
+            self._runners[function] = coreml.Runner(self.path, function, coreml.ENGINE)
+        return self._runners[function](inputs)
+
+    def _plain(self) -> None:
+        """The Hub's cache has symbolic links, with which coremltools has trouble (huggingface_hub#1240): it gets the
+        files themselves, as hard links where that can be."""
+        files = [path for path in self.path.rglob("*") if path.is_file()]
+        if not any(path.is_symlink() for path in files):
+            return
+        folder = tempfile.mkdtemp(prefix="hft2ane-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        copy = Path(folder) / self.path.name
+        for path in files:
+            target = copy / path.relative_to(self.path)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(path.resolve(), target)
+            except OSError:
+                shutil.copyfile(path, target)
+        self.path = copy
+
+
+def fitting(function: Function, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
+    """The inputs in the types that the function declares, None where they are not for it."""
+    if inputs.keys() != {port.name for port in function.inputs}:
+        return None
+    if any(not _fits(inputs[port.name].shape, port.shape) for port in function.inputs):
+        return None
+    return {port.name: _cast(inputs[port.name], port) for port in function.inputs}
+
+
+def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
+    return len(shape) == len(declared) and all(size in (-1, n) for n, size in zip(shape, declared, strict=True))
+
+
+def _cast(array: Array, port: Port) -> Array:
+    if array.dtype.kind not in "iufb" or (array.dtype.kind == "f" and port.dtype.startswith("int")):
+        raise EvaluationError(f"input {port.name} is {array.dtype}, must be {port.dtype}")
+    return np.ascontiguousarray(array, port.dtype)
+
+
+@functools.cache
+def say_evaluated() -> None:
+    log.warning(
+        "There is no Core ML on this machine (%s): hft2ane's evaluator computes the packages, on the CPU and slower.",
+        sys.platform,
+    )

@@ -1,0 +1,45 @@
+"""Releases of tiny models as the steps make them, but unmeasured: for tests of what is done with a release."""
+
+from pathlib import Path
+
+from hft2ane import card, records
+from hft2ane import source as fetching
+from hft2ane.export import export
+from hft2ane.records import Conversion, Job, Recipe, Variant, silent
+
+
+def release(
+    checkpoint: Path, out: Path, lengths: tuple[int, ...] = (16, 32), variants: tuple[Variant, ...] = ("float16",)
+) -> Path:
+    """`out`/release: packages, tokenizer, record and sums; no card and no figures."""
+    recipe = Recipe(lengths=lengths, variants=variants)
+    job = Job("create", "a test", f"tiny/{out.name}", f"org/{out.name}-ane", recipe=recipe)
+    records.write(out / "job.json", job)
+    source, exported = fetching.take(out, checkpoint, job.id), export(out)
+    conversion = Conversion(
+        source=source,
+        recipe=recipe,
+        family=exported.family,
+        task=exported.task,
+        original=exported.original,
+        license="mit",
+        packages=exported.packages,
+        labels=exported.labels,
+        problem=exported.problem,
+        convert_key=exported.convert_key,
+        verify_key="",
+        card_key="",
+        protocol="",
+        psnr={},
+        toolchain=exported.toolchain,
+        hft2ane="0",
+        generation=exported.generation,
+    )
+    folder = out / "release"
+    folder.mkdir()
+    card.copy(card.small_files(source.files), out / "source", folder)
+    for package in exported.packages:
+        card.link(out / package.file, folder / package.file)
+    records.write(folder / "conversion.json", conversion)
+    card.sums(folder, {}, silent)
+    return folder
