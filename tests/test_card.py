@@ -25,6 +25,8 @@ from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
 from hft2ane import card, keys, layout, licenses, publish, records
+from hft2ane.card import markdown, plots, tables
+from hft2ane.card import release as step
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
     Audit,
@@ -259,7 +261,7 @@ def git(text: str) -> str:
 
 def tokenizer() -> dict[str, Any]:
     """WordPiece over the words of the card's own examples, joined as BERT joins pairs."""
-    text = (jinja2.PackageLoader("hft2ane").get_source(jinja2.Environment(), "python.j2")[0]).lower()
+    text = (jinja2.PackageLoader("hft2ane.card").get_source(jinja2.Environment(), "python.j2")[0]).lower()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + sorted({*re.findall(r"[a-z]+|\d+|[^\sa-z\d]", text)})
     return {
@@ -285,14 +287,14 @@ def tokenizer() -> dict[str, Any]:
     }
 
 
-DRAWN, DRAWN_HEADROOM = functools.cache(card.plot), functools.cache(card.plot_headroom)
+DRAWN, DRAWN_HEADROOM = functools.cache(plots.plot), functools.cache(plots.plot_headroom)
 
 
 @pytest.fixture(autouse=True)
 def _plots_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same plot is not drawn again for every test."""
-    monkeypatch.setattr(card, "plot", DRAWN)
-    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM)
+    monkeypatch.setattr(step, "plot", DRAWN)
+    monkeypatch.setattr(step, "plot_headroom", DRAWN_HEADROOM)
 
 
 @pytest.fixture
@@ -475,8 +477,8 @@ def test_the_card_says_with_what_it_was_made(folder: Path) -> None:
 
 
 def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(card, "plot", DRAWN.__wrapped__)
-    monkeypatch.setattr(card, "plot_headroom", DRAWN_HEADROOM.__wrapped__)
+    monkeypatch.setattr(step, "plot", DRAWN.__wrapped__)
+    monkeypatch.setattr(step, "plot_headroom", DRAWN_HEADROOM.__wrapped__)
     one, other = (card.write(job_folder(tmp_path / name, lengths=(32, 128))) for name in ("one", "other"))
     for file in (p for p in one.rglob("*") if p.is_file()):
         assert file.read_bytes() == (other / file.relative_to(one)).read_bytes(), file.name
@@ -484,10 +486,10 @@ def test_same_records_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_user_s_matplotlib_settings_change_nothing(folder: Path) -> None:
     report = records.read(folder / "report.json", Report)
-    drawn = card.plot(report.fidelity[1], report.protocol)
+    drawn = plots.plot(report.fidelity[1], report.protocol)
     with matplotlib.rc_context({"font.size": 30, "axes.grid": True, "savefig.dpi": 20, "figure.facecolor": "red"}):
         assert DRAWN.__wrapped__(report.fidelity[1], report.protocol) == drawn
-        assert DRAWN_HEADROOM.__wrapped__(AUDIT) == card.plot_headroom(AUDIT)
+        assert DRAWN_HEADROOM.__wrapped__(AUDIT) == plots.plot_headroom(AUDIT)
 
 
 def test_a_second_run_replaces_the_release(folder: Path) -> None:
@@ -503,7 +505,7 @@ def test_a_failure_leaves_the_old_release_whole(folder: Path, monkeypatch: pytes
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(card, "sums", fail)
+    monkeypatch.setattr(step, "sums", fail)
     with pytest.raises(OSError, match="No space"):
         card.write(folder)
     assert text_of(folder / "release") == before
@@ -587,7 +589,7 @@ def test_equal_predictions_are_one_row() -> None:
         return replace(LINT, package=f"x.{variant}", placed=places)
 
     report = Report("p", "k", (), (), (), 1.0, (lint("float16", 0.5, 0.50000001, 1), lint("int8", 0.5, 0.5, 1)))
-    rows = card.placements([package("float16"), package("int8")], report)
+    rows = tables.placements([package("float16"), package("int8")], report)
     assert [(row.variants, row.functions, row.of_ops) for row in rows] == [
         (["float16", "int8"], ("tokens_8", "tokens_16"), "50%"),
         (["float16", "int8"], ("tokens_32",), "100%"),
@@ -749,9 +751,9 @@ def test_no_figure_without_its_protocol(folder: Path) -> None:
 
 
 def test_rounding_never_flatters() -> None:
-    assert [card.down(v) for v in (49.96, 50.0, 80.3, 300.0)] == ["49.9", "50.0", "80.3", "equal"]
-    assert [card.share(v) for v in (1.0, 0.99999, 0.5, 0.9876, None)] == ["100%", "99.99%", "50%", "98.76%", "–"]
-    assert [card.cosine(v) for v in (1.0, 0.9999999, 0.5)] == ["1.000000", "0.999999", "0.500000"]
+    assert [markdown.down(v) for v in (49.96, 50.0, 80.3, 300.0)] == ["49.9", "50.0", "80.3", "equal"]
+    assert [markdown.share(v) for v in (1.0, 0.99999, 0.5, 0.9876, None)] == ["100%", "99.99%", "50%", "98.76%", "–"]
+    assert [markdown.cosine(v) for v in (1.0, 0.9999999, 0.5)] == ["1.000000", "0.999999", "0.500000"]
 
 
 def test_lengths_are_functions(tmp_path: Path) -> None:
@@ -879,7 +881,7 @@ def test_nothing_of_a_plot_is_cut_off(folder: Path) -> None:
     report = records.read(folder / "report.json", Report)
     long = tuple(replace(m, output="a_very_long_name_of_an_output") for m in report.fidelity[1].measures)
     for bar in (report.fidelity[1], replace(report.fidelity[1], measures=long)):
-        image = matplotlib.image.imread(io.BytesIO(card.plot(bar, report.protocol)))
+        image = matplotlib.image.imread(io.BytesIO(plots.plot(bar, report.protocol)))
         for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
             assert edge[..., 3].max() == 0
 
@@ -923,7 +925,7 @@ def test_hostile_labels_stay_text(tmp_path: Path) -> None:
         page = shown(text_of(card.write(folder)))
         check_harmless(page)
         found = re.findall(r"<code>(.*?)</code>", re.split(r"<h2>(?=Labels|Fidelity)", page)[1], re.S)
-        assert [html.unescape(text) for text in found[-len(labels) :]] == [card.clean(label) for label in labels]
+        assert [html.unescape(text) for text in found[-len(labels) :]] == [markdown.clean(label) for label in labels]
 
 
 @pytest.mark.parametrize("text", HOSTILE)
@@ -960,7 +962,7 @@ def test_hostile_mask_token_stays_a_string(tmp_path: Path, text: str) -> None:
     written = text_of(card.write(folder))
     check_harmless(shown(written))
     strings = [node.value for node in ast.walk(ast.parse(fence(written, "python"))) if isinstance(node, ast.Constant)]
-    assert card.clean(f"Paris is the capital of {text}.") in strings
+    assert markdown.clean(f"Paris is the capital of {text}.") in strings
 
 
 def test_hostile_licence_file_name(tmp_path: Path) -> None:
