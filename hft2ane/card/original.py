@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from hft2ane import layout
+from hft2ane.records import Part
 
 
 def tokens_kept(release: Path, longest: int) -> int | None:
@@ -19,6 +20,15 @@ def pad_token(release: Path) -> int:
     """The id at padding. Without one in config.json any will do, because attention_mask is 0 there."""
     pad = json.loads((release / layout.CONFIG).read_bytes()).get("pad_token_id")
     return pad if isinstance(pad, int) else 0
+
+
+def ranges(release: Path, part: Part) -> dict[str, str]:
+    """What ids may be, by the input's name, as far as config.json says it."""
+    config = json.loads((release / layout.CONFIG).read_bytes())
+    own = config.get(part) if part and isinstance(config.get(part), dict) else config
+    sizes = {"input_ids": own.get("vocab_size"), "token_type_ids": own.get("type_vocab_size")}
+    found = {name: f"0 … {size - 1}" for name, size in sizes.items() if isinstance(size, int) and size > 1}
+    return {"attention_mask": "0, 1", "encoder_attention_mask": "0, 1", **found}
 
 
 def joins_as_bert(release: Path) -> bool:

@@ -1,16 +1,15 @@
 """The README.md of a release: its front matter, and its body from the template with all that this is given."""
 
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hft2ane import keys, layout
 from hft2ane.card.markdown import environment
-from hft2ane.card.original import joins_as_bert, mask_token, own_vocabulary, pad_token, tokens_kept
-from hft2ane.card.plots import HEADROOM
-from hft2ane.card.tables import contract, least_psnr, placements, specification, warnings
-from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, PYTHON_FIELDS, SWIFT_FIELDS, TAGS, TASKS
+from hft2ane.card.original import joins_as_bert, mask_token, own_vocabulary, pad_token, ranges, tokens_kept
+from hft2ane.card.plots import HEADROOM, PSNR, SIZES
+from hft2ane.card.tables import STATES_MASK, contract, least_psnr, peaks, placements, specification, warnings, worst
+from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, PYTHON_FIELDS, SWIFT_TRANSFORMERS, TAGS, TASKS
 from hft2ane.errors import BadInput
 from hft2ane.records import (
     LEAST_LENGTH,
@@ -19,7 +18,6 @@ from hft2ane.records import (
     Audit,
     CardFields,
     Conversion,
-    Fidelity,
     Job,
     Package,
     Part,
@@ -30,19 +28,12 @@ from hft2ane.records import (
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 
 
-def readme(
-    release: Path,
-    job: Job,
-    conversion: Conversion,
-    report: Report,
-    audit: Audit,
-    plots: Sequence[tuple[str, Fidelity]],
-) -> str:
+def readme(release: Path, job: Job, conversion: Conversion, report: Report, audit: Audit) -> str:
     """The whole README.md; what the front matter says is read back by huggingface_hub as a check."""
     from huggingface_hub import ModelCard
 
     data = front_matter(conversion, report)
-    text = f"---\n{data.to_yaml()}\n---\n\n{body(release, job, conversion, report, audit, plots)}"
+    text = f"---\n{data.to_yaml()}\n---\n\n{body(release, job, conversion, report, audit)}"
     if ModelCard(text).data.to_yaml() != data.to_yaml():
         raise BadInput(f"the front matter of the card for {conversion.source.id} does not read back as it was written")
     return text
@@ -101,14 +92,7 @@ def short_name(source: Source) -> str:
     return source.id.rstrip("/").rpartition("/")[2]
 
 
-def body(
-    release: Path,
-    job: Job,
-    conversion: Conversion,
-    report: Report,
-    audit: Audit,
-    plots: Sequence[tuple[str, Fidelity]],
-) -> str:
+def body(release: Path, job: Job, conversion: Conversion, report: Report, audit: Audit) -> str:
     """The card below its front matter, from the template."""
     source, task, parts = conversion.source, conversion.task, first_parts(conversion)
     package = list(parts.values())[-1]  # whose outputs are the answer
@@ -116,6 +100,7 @@ def body(
     main = next((t for t in function.outputs if t.name == "sentence_embedding"), function.outputs[0])
     pair = task in PAIRS or pipeline_tag(conversion) == "text-ranking"
     entries = main.shape[-1]
+    labels = () if all(re.fullmatch(r"LABEL_\d+", label) for label in conversion.labels) else conversion.labels
     pad = conversion.generation.pad if conversion.generation else pad_token(release)
     least = least_psnr(report)
     nearest = max(conversion.packages, key=lambda package: least[package.what])
@@ -145,7 +130,10 @@ def body(
         warnings=warnings(report),
         measured=any(p.measured for found in report.lint for p in found.placed),
         surprises=[row for found in report.lint for row in found.calibration if row.predicted != row.measured],
-        plots=plots,
+        psnr_plot=PSNR,
+        sizes_plot=SIZES if len({p.variant for p in conversion.packages}) > 1 else None,
+        worst=worst(report),
+        peaks=peaks(report),
         keeps=tokens_kept(release, max(f.length for f in package.functions)),
         packages=conversion.packages,
         nearest=nearest,
@@ -164,22 +152,38 @@ def body(
         own_vocabulary=own_vocabulary(release),
         several=len(package.functions) > 1,
         lengths=[function.length for function in package.functions],
-        contracts=[(part, contract(each.functions, pad, task)) for part, each in parts.items()],
+        contracts=[
+            (part, contract(each, pad, task, ranges(release, part), peaks(report))) for part, each in parts.items()
+        ],
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),
         pair=pair,
         berts=joins_as_bert(release),
         choices=entries if task == "multiple-choice" else 0,
+        entries=entries,
+        problem=conversion.problem,
         python_fields=PYTHON_FIELDS,
-        swift_fields=SWIFT_FIELDS,
-        labels=() if all(re.fullmatch(r"LABEL_\d+", label) for label in conversion.labels) else conversion.labels,
+        swift_transformers=SWIFT_TRANSFORMERS,
+        labels=labels,
+        labelled=bool(labels) and task in ("text-classification", "token-classification"),
         softmax=entries > 1 and conversion.problem not in ("regression", "multi_label_classification"),
         pad=pad,
         mask=mask_token(release),
+        loads=loads(release, conversion),
         fast=(release / "tokenizer.json").is_file(),
         tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
         legal=[file.path for file in layout.legal(source.files)],
     )
+
+
+def loads(release: Path, conversion: Conversion) -> bool:
+    """Whether `hft2ane.load` does all for this release: it has a tokenizer for what is read and written, and no input
+    is of another model."""
+    if not (release / "tokenizer.json").is_file() or own_vocabulary(release):
+        return False
+    parts = first_parts(conversion)
+    inputs = {tensor.name for package in parts.values() for tensor in package.functions[0].inputs}
+    return "encoder" in parts or STATES_MASK not in inputs
 
 
 def shorter(length: int) -> list[int]:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from hft2ane import keys, layout, records
 from hft2ane.card.folder import copy, link, package_sums, small_files, sums, whole
-from hft2ane.card.plots import HEADROOM, plot, plot_headroom
+from hft2ane.card.plots import HEADROOM, PSNR, SIZES, plot_headroom, plot_psnr, plot_sizes
 from hft2ane.card.readme import readme
-from hft2ane.card.tables import least_psnr
+from hft2ane.card.tables import least_psnr, sized
 from hft2ane.errors import GateFailed
 from hft2ane.records import SUMS, Audit, Conversion, Exported, Job, Progress, RemoteFile, Report, Source, silent
 
@@ -123,15 +123,13 @@ def check_report(report: Report, conversion: Conversion, folder: Path) -> None:
 def present(release: Path, job: Job, conversion: Conversion, report: Report, audit: Audit, progress: Progress) -> None:
     """Everything of the release that is made from records: plots, card, conversion.json, the reports."""
     progress("draw the plots", 0.3)
-    plots = []
-    for bar in report.fidelity:
-        if not bar.is_rewrite:
-            name = f"assets/psnr-{bar.what}-{bar.backend}.png".replace(" ", "-")
-            records.write_bytes(release / name, plot(bar, report.protocol))
-            plots.append((name, bar))
+    artefacts = tuple(bar for bar in report.fidelity if not bar.is_rewrite)
+    records.write_bytes(release / PSNR, plot_psnr(artefacts, report.protocol))
+    if len(variants := sized(conversion, report)) > 1:
+        records.write_bytes(release / SIZES, plot_sizes(variants, report.protocol))
     records.write_bytes(release / HEADROOM, plot_headroom(audit))
     progress("write the card", 0.5)
     records.write(release / "reports" / "report.json", report)
     records.write(release / "reports" / "ranges.json", audit)
     records.write(release / "conversion.json", conversion)
-    records.write_bytes(release / "README.md", readme(release, job, conversion, report, audit, plots).encode())
+    records.write_bytes(release / "README.md", readme(release, job, conversion, report, audit).encode())

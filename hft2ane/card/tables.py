@@ -1,17 +1,19 @@
 """The rows of the card's tables, from the records."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from hft2ane import records
-from hft2ane.card.markdown import down, megabytes, share, systems
+from hft2ane.card.markdown import code, down, megabytes, share, systems
+from hft2ane.card.plots import Sized
 from hft2ane.card.words import PRECISIONS, WARNINGS
-from hft2ane.records import Conversion, Finding, Function, Package, Report, Task, Tensor
+from hft2ane.records import Conversion, Finding, Measure, Package, Report, Task, Tensor
 
 ENGINE = "CPU_AND_NE"  # coremltools' name of the compute units that an app asks for
 STATES_MASK = "encoder_attention_mask"
+WORST = 3  # inputs that are shown of one package
 
 
 def least_psnr(report: Report) -> dict[str, float]:
@@ -22,30 +24,27 @@ def least_psnr(report: Report) -> dict[str, float]:
     return least
 
 
-def specification(conversion: Conversion, report: Report) -> list[list[str]]:
-    """The rows of the first table: a label, and a cell for each package."""
+def specification(conversion: Conversion, report: Report) -> list[list[object]]:
+    """The first table, by column: its heading, and a cell for each package. Figures are the least of all that evaluated
+    the package."""
     packages = conversion.packages
-    compressed = any(package.variant != "float16" for package in packages)
-    rows = [
-        ["Precision", *(PRECISIONS[package.variant][1] for package in packages)],
-        *([["Weights", *(package.weights for package in packages)]] if compressed else []),
-        ["Size", *(megabytes(package.size) for package in packages)],
-        ["Input length, tokens", *(", ".join(str(f.length) for f in package.functions) for package in packages)],
-        ["Minimum OS", *(systems(package.minimum_os) for package in packages)],
+    bars = {p.what: [bar for bar in report.fidelity if bar.what == p.what] for p in packages}
+    agreed = {what: [bar.top1 for bar in of if bar.top1 is not None] for what, of in bars.items()}
+    agreement: list[object] = ["Agreement ¹, top-1", *(share(min(agreed[p.what], default=None)) for p in packages)]
+    return [
+        ["File", *(code(p.file) for p in packages)],
+        ["Precision", *(PRECISIONS[p.variant][1] for p in packages)],
+        ["Size", *(megabytes(p.size) for p in packages)],
+        ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
+        ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
+        ["PSNR ¹ min, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
+        ["PSNR ¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
+        *([agreement] if any(agreed.values()) else []),
+        *on_a_mac(packages, report),
     ]
-    bars = {(bar.backend, bar.what): bar for bar in report.fidelity if not bar.is_rewrite}
-    backends = list(dict.fromkeys(backend for backend, _ in bars))
-    for backend in backends:
-        by = f", {backend}" if len(backends) > 1 else ""
-        of = [bars.get((backend, package.what)) for package in packages]
-        rows.append([f"PSNR, worst row, dB ¹{by}", *(down(bar.psnr_min) if bar else "not measured" for bar in of)])
-        rows.append([f"PSNR median, dB ¹{by}", *(down(bar.psnr_median) if bar else "not measured" for bar in of)])
-        if any(bar and bar.top1 is not None for bar in of):
-            rows.append([f"Top-1 agreement ¹{by}", *(share(bar.top1) if bar else "not measured" for bar in of)])
-    return [*rows, *on_a_mac(packages, report)]
 
 
-def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[str]]:
+def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
     """The least share of any function, and the latency of each on what an app would ask for."""
     if not report.mac:
         return [["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
@@ -56,25 +55,41 @@ def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[str]]:
     }
     unit = max((each.unit for each in report.latency), key=lambda unit: unit == ENGINE, default="")
     taken = [each for each in report.latency if each.unit == unit]
-    tokens = {f.name: f.length for package in packages for f in package.functions}
+
+    def latency(package: Package) -> str:
+        tokens = {f.name: f"{f.length} tokens" for f in package.functions}
+        own = [each for each in taken if each.variant == package.what]
+        return ", ".join(f"{each.median_ms:.2f} ms ({tokens[each.function]})" for each in own) or "not measured"
+
     return [
-        [
-            "On the Neural Engine ²",
-            *(share(engine.get(p.file)) if p.file in engine else "not measured" for p in packages),
-        ],
-        [
-            f"Latency ², {unit}",
-            *(
-                ", ".join(
-                    f"{each.median_ms:.2f} ms ({tokens[each.function]} tokens)"
-                    for each in taken
-                    if each.variant == p.what
-                )
-                or "not measured"
-                for p in packages
-            ),
-        ],
+        ["Neural Engine share ²", *(share(engine[p.file]) if p.file in engine else "not measured" for p in packages)],
+        [f"Latency ², {unit}" if unit else "Latency ²", *map(latency, packages)],
     ]
+
+
+def worst(report: Report) -> list[tuple[str, Measure]]:
+    """The inputs on which packages are furthest from the original: a few of one package, the worst of several."""
+    bars = [bar for bar in report.fidelity if not bar.is_rewrite]
+    backends = len({bar.backend for bar in bars}) > 1
+    found = []
+    for bar in bars:
+        texts: dict[str, Measure] = {}
+        for m in sorted(bar.measures, key=lambda m: m.psnr_min):
+            texts.setdefault(m.worst, m)
+        found += [(f"{bar.what}, {bar.backend}" if backends else bar.what, m) for m in list(texts.values())[: WORST if len(bars) == 1 else 1]]
+    return found
+
+
+def sized(conversion: Conversion, report: Report) -> tuple[Sized, ...]:
+    """Each variant, with all its parts."""
+    found = []
+    for variant in dict.fromkeys(package.variant for package in conversion.packages):
+        packages = [package for package in conversion.packages if package.variant == variant]
+        whats = {package.what for package in packages}
+        bars = [bar for bar in report.fidelity if bar.what in whats]
+        least, median = min(bar.psnr_min for bar in bars), min(bar.psnr_median for bar in bars)
+        found.append(Sized(variant, sum(package.size for package in packages), least, median))
+    return tuple(found)
 
 
 @dataclass(frozen=True)
@@ -136,27 +151,43 @@ class Port:
     name: str
     shape: str
     dtype: str
-    about: str
+    range: str
     padding: str
+    about: str
 
 
-def contract(functions: Sequence[Function], pad: int, task: Task) -> list[Port]:
-    """What goes in and out, the same for all functions but for the length, which is L where they differ."""
+def contract(
+    package: Package, pad: int, task: Task, ranges: Mapping[str, str], peaks: Mapping[str, float]
+) -> list[Port]:
+    """What goes in and out, the same for all functions but for the length, which is L where they differ.
+
+    `ranges`: of inputs, by name; `peaks`: the largest magnitude that each output was seen to have."""
     padding = {"input_ids": str(pad), **dict.fromkeys(("attention_mask", "token_type_ids", STATES_MASK), "0")}
-    inputs = zip(*(function.inputs for function in functions), strict=True)
-    outputs = zip(*(function.outputs for function in functions), strict=True)
+    inputs = zip(*(function.inputs for function in package.functions), strict=True)
+    outputs = zip(*(function.outputs for function in package.functions), strict=True)
+
+    def port(way: Literal["in", "out"], same: Sequence[Tensor], range: str, padding: str) -> Port:
+        """One tensor of every function as a row. `about` is the same in all of them."""
+        sizes = zip(*(t.shape for t in same), strict=True)
+        shape = "×".join(str(size[0]) if len(set(size)) == 1 else "L" for size in sizes)
+        return Port(way, same[0].name, shape, same[0].dtype, range, padding, same[0].about)
+
+    def seen(output: str) -> str:
+        return f"±{peaks[output]:.3g}" if output in peaks else "–"
 
     def ignored(output: Tensor) -> bool:
         return records.per_token(output.name, len(output.shape), task)
 
     return [
-        *(port("in", same, padding.get(same[0].name, "any")) for same in inputs),
-        *(port("out", same, "ignore" if ignored(same[0]) else "–") for same in outputs),
+        *(port("in", same, ranges.get(same[0].name, "–"), padding.get(same[0].name, "any")) for same in inputs),
+        *(port("out", same, seen(same[0].name), "ignore" if ignored(same[0]) else "–") for same in outputs),
     ]
 
 
-def port(way: Literal["in", "out"], same: Sequence[Tensor], padding: str) -> Port:
-    """One tensor of every function as a row. `about` is the same in all of them."""
-    sizes = zip(*(t.shape for t in same), strict=True)
-    shape = "×".join(str(size[0]) if len(set(size)) == 1 else "L" for size in sizes)
-    return Port(way, same[0].name, shape, same[0].dtype, same[0].about, padding)
+def peaks(report: Report) -> dict[str, float]:
+    """The largest magnitude of each output of the original over the protocol's inputs; none in older reports."""
+    found: dict[str, float] = {}
+    for m in (m for bar in report.fidelity for m in bar.measures):
+        if m.peak is not None:
+            found[m.output] = max(m.peak, found.get(m.output, 0.0))
+    return found

@@ -70,6 +70,6 @@ WARNINGS: Mapping[str, str] = {
     "last-axis-unaligned": "the Neural Engine pads rows to 32 numbers, so a length that is no multiple of 32 costs as "
     "much as the next one that is. No number changes.",
 }
-# What `tokenizers` and the Swift snippet call the inputs.
+# What `tokenizers` calls the inputs.
 PYTHON_FIELDS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
-SWIFT_FIELDS = {"input_ids": "ids", "attention_mask": "mask", "token_type_ids": "types"}
+SWIFT_TRANSFORMERS = "1.3.3"  # the version that the Swift code is written for
