@@ -732,7 +732,10 @@ def test_figures_are_the_report_s_rounded_down(folder: Path) -> None:
             figures = f"{m.rows} | {floor(m.psnr_min)} | {floor(m.psnr_median)} | {floor(m.psnr)} | 0.999999"
             assert f"| `{m.output}` | {m.inputs} | {figures} |" in fidelity
     least = min(artefact.measures, key=lambda m: m.psnr_min)
-    assert f"| `{least.worst}` | {floor(least.psnr_min)} | `{least.output}` | {least.length} | {least.inputs} |" in fidelity
+    assert (
+        f"| `{least.worst}` | {floor(least.psnr_min)} | `{least.output}` | {least.length} | {least.inputs} |"
+        in fidelity
+    )
     for line in report.not_measured:
         assert f"- {line}" in section(text, "### Not measured")
 
@@ -987,9 +990,7 @@ def check_harmless(page: str) -> None:
     targets = re.findall(r'(?:href|src)="([^"]*)"', page)
     ours = r"#fidelity|https://huggingface\.co/[\w./-]+|https://github\.com/huggingface/swift-transformers"
     for target in targets:
-        assert re.fullmatch(ours + r"|assets/[\w-]+\.png|reports/(report|ranges)\.json|LICENSE[\w%()]*", target), (
-            target
-        )
+        assert re.fullmatch(ours + r"|assets/[\w-]+\.png|reports/(report|ranges)\.json|LICENSE[\w%()]*", target), target
     assert "49" not in re.findall(r"<code>(.*?)</code>", page)
     assert page.count("<h2>") == 6
 
