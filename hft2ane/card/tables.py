@@ -76,7 +76,8 @@ def worst(report: Report) -> list[tuple[str, Measure]]:
         texts: dict[str, Measure] = {}
         for m in sorted(bar.measures, key=lambda m: m.psnr_min):
             texts.setdefault(m.worst, m)
-        found += [(f"{bar.what}, {bar.backend}" if backends else bar.what, m) for m in list(texts.values())[: WORST if len(bars) == 1 else 1]]
+        name = f"{bar.what}, {bar.backend}" if backends else bar.what
+        found += [(name, m) for m in list(texts.values())[: WORST if len(bars) == 1 else 1]]
     return found
 
 
