@@ -24,11 +24,12 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hft2ane import card, keys, layout, licenses, publish, records
+from hft2ane import card, keys, layout, licenses, pin, publish, records
 from hft2ane.card import markdown, plots, tables
 from hft2ane.card import release as step
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
+    VARIANTS,
     Audit,
     Calibrated,
     CardFields,
@@ -624,8 +625,8 @@ def test_what_a_mac_measured(folder: Path) -> None:
         latency=latency,
     )
     text = text_of(card.write(folder))
-    assert "| Neural Engine share ² | 97.56% |" in text
-    assert re.search(r"\| Latency ², CPU\\_AND\\_NE \| 1\.38 ms \(\d+ tokens\) \|", text)
+    assert "| Neural Engine share² | 97.56% |" in text
+    assert re.search(r"\| Latency², CPU\\_AND\\_NE \| 1\.38 ms \(\d+ tokens\) \|", text)
     assert "[Measured with Core ML](#measured-with-core-ml)" in text
     assert "not measured on this host" not in text
     measured = section(text, "### Measured with Core ML")
@@ -645,8 +646,8 @@ def test_a_mac_without_a_neural_engine(folder: Path) -> None:
         folder / "report.json", Report, lint=(LINT,), mac="Apple M9 (Virtual), macOS 15.5 (24F74)", latency=latency
     )
     text = text_of(card.write(folder))
-    assert "| Neural Engine share ² | not measured |" in text
-    assert "| Latency ², CPU\\_ONLY | 9.50 ms" in text
+    assert "| Neural Engine share² | not measured |" in text
+    assert "| Latency², CPU\\_ONLY | 9.50 ms" in text
     assert "compute plan" not in text
 
 
@@ -721,8 +722,8 @@ def test_figures_are_the_report_s_rounded_down(folder: Path) -> None:
     text = text_of(card.write(folder))
     report = records.read(folder / "report.json", Report)
     rewrite, artefact = report.fidelity
-    assert f"| PSNR ¹ min, dB | {floor(artefact.psnr_min)} |" in text
-    assert f"| PSNR ¹ median, dB | {floor(artefact.psnr_median)} |" in text
+    assert f"| PSNR¹ min, dB | {floor(artefact.psnr_min)} |" in text
+    assert f"| PSNR¹ median, dB | {floor(artefact.psnr_median)} |" in text
     assert "| Neural Engine share, latency | not measured on this host |" in text
     fidelity = section(text, "## Fidelity")
     for bar, name in ((rewrite, "The rewrite in fp32, before export"), (artefact, "The package, float16")):
@@ -861,7 +862,7 @@ def test_each_backend_has_its_own_figures(folder: Path) -> None:
     rewritten(folder / "report.json", Report, fidelity=(*report.fidelity, mac))
     release = card.write(folder)
     text = text_of(release)
-    assert "| PSNR ¹ min, dB | 61.2 |" in text
+    assert "| PSNR¹ min, dB | 61.2 |" in text
     assert re.search(r"\| The package, float16 \| `coreml-CPU_AND_NE` \| 50.0 \| 61.2 \|", text)
     assert "| float16, coreml-CPU\\_AND\\_NE | `" in text
     assert "evaluated by `mil-declared`, `coreml-CPU_AND_NE`" in text
@@ -893,6 +894,100 @@ def test_nothing_of_a_plot_is_cut_off(folder: Path) -> None:
         image = matplotlib.image.imread(io.BytesIO(plots.plot_psnr(bars, report.protocol)))
         for edge in (image[:3], image[-3:], image[:, :3], image[:, -3:]):
             assert edge[..., 3].max() == 0
+
+
+@pytest.mark.parametrize("kind", ["one", "several", "many"])
+def test_plots_are_small(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also of a model of many layers, lengths and variants, whose lines cross."""
+    audit = replace(
+        AUDIT, layers=tuple(replace(r, path=f"encoder.blocks.{i}.{r.kind}") for i in range(36) for r in AUDIT.layers)
+    )
+    lengths = {"one": (128,), "several": (32, 128), "many": (32, 64, 128, 256, 512)}[kind]
+    report = records.read(job_folder(tmp_path, lengths=lengths) / "report.json", Report)
+    bars = [replace(report.fidelity[1], what=variant) for variant in VARIANTS]
+    sized = [plots.Sized(v, 10**7 * (n + 1), 30.0 + n, 60.0) for n, v in enumerate(VARIANTS)]
+    for picture in (
+        DRAWN.__wrapped__(report.fidelity[1:], "p"),
+        DRAWN.__wrapped__(bars if kind == "many" else bars[:2], "p"),
+        plots.plot_sizes(sized, "p"),
+        DRAWN_HEADROOM.__wrapped__(audit),
+    ):
+        assert 5_000 < len(picture) < 60_000
+
+
+def test_sizes_are_shown_where_there_is_a_choice(folder: Path) -> None:
+    assert "sizes.png" not in text_of(card.write(folder))
+    text = section(with_second(folder, "palettized-4", 26.18), "## Fidelity")
+    assert text.count("](assets/psnr.png)") == text.count("](assets/sizes.png)") == 1
+    assert (folder / "release/assets/sizes.png").is_file()
+    report = records.read(folder / "report.json", Report)
+    conversion = records.read(folder / "release/conversion.json", Conversion)
+    sizes = [(each.variant, each.size, each.least) for each in tables.sized(conversion, report)]
+    assert sizes == [("float16", 45_760_113, report.fidelity[1].psnr_min), ("palettized-4", 22_880_056, 26.18)]
+
+
+def test_ranges_of_inputs_and_outputs(tmp_path: Path) -> None:
+    folder = job_folder(tmp_path, "fill-mask")
+    config = {"model_type": "bert", "pad_token_id": 0, "vocab_size": 30522, "type_vocab_size": 2}
+    (folder / "source" / "config.json").write_text(json.dumps(config))
+    report = records.read(folder / "report.json", Report)
+    bars = tuple(
+        replace(bar, measures=tuple(replace(m, peak=12.3 + n) for n, m in enumerate(bar.measures)))
+        for bar in report.fidelity
+    )
+    rewritten(folder / "report.json", Report, fidelity=bars)
+    text = section(text_of(card.write(folder)), "## Inputs and outputs")
+    assert "| in | `input_ids` | 1×128 | int32 | 0 … 30521 | 0 |" in text
+    assert "| in | `attention_mask` | 1×128 | int32 | 0, 1 | 0 |" in text
+    assert "| in | `token_type_ids` | 1×128 | int32 | 0 … 1 | 0 |" in text
+    assert "| out | `logits` | 1×128×30522 | float16 | ±15.3 | ignore |" in text
+    assert "over the inputs of protocol `hft2ane-psnr-2`" in text
+    rewritten(folder / "report.json", Report, fidelity=report.fidelity)  # as a report of before there were peaks
+    assert "| float16 | – | ignore |" in section(text_of(card.write(folder)), "## Inputs and outputs")
+
+
+def test_the_worst_inputs_stand_in_the_card(folder: Path) -> None:
+    """Each once, the worst first: three of one package."""
+    text = section(text_of(card.write(folder)), "## Fidelity")
+    measures = sorted(records.read(folder / "report.json", Report).fidelity[1].measures, key=lambda m: m.psnr_min)
+    expected = list(dict.fromkeys(m.worst for m in measures))[:3]
+    assert re.findall(r"^\| `([^`]*)` \| [\d.]+ \| `\w+` \| 128 \|", text, re.M) == expected
+
+
+# ---- the tag that the code names
+
+
+@pytest.mark.parametrize("task", list(MODELS))
+def test_every_code_names_the_tag_that_publishing_puts_in(tmp_path: Path, task: Task) -> None:
+    written = text_of(card.write(job_folder(tmp_path, task)))
+    assert pin.pinned(written) == 1
+    third = pin.pin(written, 3)
+    changed = [line for line in third.splitlines() if line not in written.splitlines()]
+    assert len(changed) == 4  # Swift, both of Python, the download
+    assert all(line.count("v3") == 1 for line in changed)
+    assert "v1" not in third
+    assert (pin.pinned(third), pin.pin(third, 1)) == (3, written)
+
+
+def test_no_value_of_a_card_passes_for_a_tag_of_its_code(tmp_path: Path) -> None:
+    lines = ('let revision = "v1"', '    revision="v1",', "hf download x/y --revision v1 --local-dir z")
+    folder = job_folder(tmp_path, "text-classification", legal={'x\nlet revision = "v1"': "text"})
+    report = records.read(folder / "report.json", Report)
+    bars = tuple(
+        replace(
+            b,
+            measures=tuple(
+                replace(m, worst="\n" + line, inputs=line) for m, line in zip(b.measures, lines * 9, strict=False)
+            ),
+        )
+        for b in report.fidelity
+    )
+    rewritten(folder / "report.json", Report, fidelity=bars, not_measured=lines)
+    rewritten(folder / "export.json", Exported, labels=lines)
+    (folder / "source" / "tokenizer_config.json").write_text(json.dumps({"mask_token": "\n" + lines[0]}))
+    written = text_of(card.write(folder))
+    changed = zip(written.splitlines(), pin.pin(written, 3).splitlines(), strict=True)
+    assert len([before for before, after in changed if before != after]) == 4
 
 
 def test_the_headroom_that_is_least_and_what_was_conditioned(folder: Path) -> None:

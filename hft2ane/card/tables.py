@@ -30,15 +30,15 @@ def specification(conversion: Conversion, report: Report) -> list[list[object]]:
     packages = conversion.packages
     bars = {p.what: [bar for bar in report.fidelity if bar.what == p.what] for p in packages}
     agreed = {what: [bar.top1 for bar in of if bar.top1 is not None] for what, of in bars.items()}
-    agreement: list[object] = ["Agreement ¹, top-1", *(share(min(agreed[p.what], default=None)) for p in packages)]
+    agreement: list[object] = ["Top-1 agreement¹", *(share(min(agreed[p.what], default=None)) for p in packages)]
     return [
         ["File", *(code(p.file) for p in packages)],
         ["Precision", *(PRECISIONS[p.variant][1] for p in packages)],
         ["Size", *(megabytes(p.size) for p in packages)],
         ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
         ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
-        ["PSNR ¹ min, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
-        ["PSNR ¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
+        ["PSNR¹ min, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
+        ["PSNR¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
         *([agreement] if any(agreed.values()) else []),
         *on_a_mac(packages, report),
     ]
@@ -62,8 +62,8 @@ def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
         return ", ".join(f"{each.median_ms:.2f} ms ({tokens[each.function]})" for each in own) or "not measured"
 
     return [
-        ["Neural Engine share ²", *(share(engine[p.file]) if p.file in engine else "not measured" for p in packages)],
-        [f"Latency ², {unit}" if unit else "Latency ²", *map(latency, packages)],
+        ["Neural Engine share²", *(share(engine[p.file]) if p.file in engine else "not measured" for p in packages)],
+        [f"Latency², {unit}" if unit else "Latency²", *map(latency, packages)],
     ]
 
 
