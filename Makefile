@@ -9,7 +9,7 @@ SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
 WITHIN ?= 26
 
 .PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary \
-  server server.postgres deploy site
+  server server.postgres deploy site swift
 
 help:  ## this list
 	@awk -F ':.*##' '/^[a-z.]+:.*##/ { printf "%-16s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ check: .venv  ## format, lint, types, workflows
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict hft2ane flows
 	$(BIN)/zizmor --offline --quiet .github
+
+swift:  ## compile the Swift of the cards; on a Mac
+	swift build --package-path swift
 
 format: .venv  ## rewrite the files as `check` wants them
 	$(BIN)/ruff format .

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hft2ane import layout
-from hft2ane.card import megabytes
+from hft2ane.card.markdown import megabytes
 from hft2ane.errors import Hft2aneError, UnknownFamily
 from hft2ane.families import FAMILIES, family
 from hft2ane.records import WEIGHTS_MOST, Job, LintSettings, RemoteFile, Task, Variant

@@ -123,7 +123,7 @@ def _family_files(name: str) -> set[Path]:
 
 def presentation_digest() -> str:
     """Digest of the code and the templates that make the card."""
-    return _digest_files([CODE / "card.py", *(CODE / "templates").glob("*")])
+    return _digest_files([*(CODE / "card").glob("*.py"), *(CODE / "card" / "templates").glob("*")])
 
 
 def convert_key(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from markupsafe import Markup
 
 from hft2ane.attempts import EQUAL, State, shown
-from hft2ane.card import code, escape, row
+from hft2ane.card.markdown import code, escape, row
 from hft2ane.records import Job, Outcome, Run
 
 DONE = ("published", "unchanged")

@@ -16,8 +16,10 @@ from typing import Literal
 
 from markupsafe import Markup
 
-from hft2ane import card, layout, licenses
-from hft2ane.card import LOSSY, PRECISIONS, code, megabytes, row
+from hft2ane import layout, licenses
+from hft2ane.card.markdown import code, escape, megabytes, row
+from hft2ane.card.readme import languages as languages_of
+from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, TAGS, TASKS
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, LicenseError, ManifestError
 from hft2ane.forecast import RATE, Forecast, Port, forecast, minutes
 from hft2ane.hub import Hub, Redo, Repo
@@ -347,10 +349,10 @@ def purpose(found: Forecast, upstream: Upstream) -> str:
     """The card's first sentence."""
     if found.task is None:
         return "What it does is not known before its weights are read."
-    pair = found.task in card.PAIRS or upstream.card.pipeline_tag == "text-ranking"
+    pair = found.task in PAIRS or upstream.card.pipeline_tag == "text-ranking"
     scores = "one score" if found.scores == 1 else f"a score for each of {found.scores} labels"
     texts = "Two texts" if pair else "Text"
-    return card.TASKS[found.task].what.format(n=found.scores or "some", texts=texts, scores=scores)
+    return TASKS[found.task].what.format(n=found.scores or "some", texts=texts, scores=scores)
 
 
 def facts(job: Job, found: Forecast, upstream: Upstream) -> Iterator[Sequence[object]]:
@@ -366,9 +368,9 @@ def facts(job: Job, found: Forecast, upstream: Upstream) -> Iterator[Sequence[ob
     gates = {each: job.gates.of(each) for each in ("rewrite", *recipe.variants)}
     yield "Gates, dB", ", ".join(f"{name} {gate:g}" for name, gate in gates.items())
     yield "Licence", code(job.license)
-    if languages := card.languages(upstream.card):
+    if languages := languages_of(upstream.card):
         yield "Languages", ", ".join(languages)
-    tags = [*card.TAGS, *dict.fromkeys(PRECISIONS[each][0] for each in recipe.variants)]
+    tags = [*TAGS, *dict.fromkeys(PRECISIONS[each][0] for each in recipe.variants)]
     yield "Tags", Markup(" ").join(map(code, tags))
 
 
@@ -390,7 +392,7 @@ def duration(minutes: float) -> str:
 def said(text: str) -> Markup:
     """As text: no markup, no mention, no link, and not without end."""
     short = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return Markup(re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", "\u200b", card.escape(short), flags=re.IGNORECASE))
+    return Markup(re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", "\u200b", escape(short), flags=re.IGNORECASE))
 
 
 def fit(blocks: Iterable[Block], limit: int) -> str:

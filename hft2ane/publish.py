@@ -2,7 +2,8 @@
 
 The gate stands here at the door: nothing is sent for a folder without a passing report, a licence, and a SHA256SUMS
 that is true. The Hub is converged, not commanded: each try looks at the head first, so a commit whose answer was lost
-is found instead of repeated, and a crash anywhere is mended by running again.
+is found instead of repeated, and a crash anywhere is mended by running again. The tag that a release gets is put into
+the code of its card here, since nothing before can know it; a release is new if more than that tag differs.
 """
 
 import json
@@ -11,12 +12,13 @@ import re
 import shutil
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hft2ane import interface, layout, licenses, records
 from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
+from hft2ane.pin import pin, pinned
 from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
 from hft2ane.signature import SIGNATURE, sign
 
@@ -24,6 +26,7 @@ RECORD = "conversion.json"
 CARD = "README.md"
 REPORT = "report.json"
 CHECKED = ".checked"
+PINNED = ".pinned"
 LARGEST = 50_000_000_000  # bytes: the Hub takes no larger file
 THE_HUBS_OWN = {".gitattributes"}
 NAME = r"\w[\w.-]*"
@@ -36,11 +39,56 @@ HOST_NAME = re.compile(r"(?=.*[\d.-]).{8,}")  # any other one, like python or ru
 
 @dataclass(frozen=True)
 class Release:
-    """What shall be on the Hub: SHA-256 by path (SHA256SUMS included), and the files that are on this disk."""
+    """What shall be on the Hub: SHA-256 by path (SHA256SUMS included), and the files that are on this disk.
+
+    `number`: of the tag that its card names, None where it names none."""
 
     sums: Mapping[str, str]
     here: Mapping[str, Path]
-    id: str
+    number: int | None
+
+    @property
+    def id(self) -> str:
+        return self.sums[SUMS]
+
+
+class Versions:
+    """A release as each of the versions that it may become, made in the folder `into`, and signed with `key`."""
+
+    def __init__(self, release: Release, into: Path, key: str | None) -> None:
+        self.release, self.into, self.key = release, into, key
+        self._signed: dict[int, Release] = {}
+        shutil.rmtree(into, ignore_errors=True)
+
+    def unsigned(self, number: int) -> Release:
+        """With this number in the card, and the card's new digest in SHA256SUMS. As it is, if its card names none."""
+        release = self.release
+        if release.number in (number, None):
+            return release
+        card, sums = (self.into / f"v{number}" / name for name in (CARD, SUMS))
+        records.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
+        listed = {name: sum for name, sum in release.sums.items() if name not in (SUMS, SIGNATURE)}
+        listed[CARD] = digest(card, lfs=True)
+        records.write_bytes(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode())
+        listed[SUMS] = digest(sums, lfs=True)
+        here = {name: path for name, path in release.here.items() if name != SIGNATURE}
+        return Release(listed, {**here, CARD: card, SUMS: sums}, number)
+
+    def signed(self, number: int) -> Release:
+        """BadInput: there is no such key, or no library to sign with; HubUnavailable: Sigstore does not answer."""
+        if number not in self._signed:
+            release = self.unsigned(number)
+            if self.key:
+                sign(release.here[SUMS], self.key)
+                path = release.here[SUMS].with_name(SIGNATURE)
+                signature = digest(path, lfs=True)
+                release = replace(
+                    release,
+                    sums={**release.sums, SIGNATURE: signature},
+                    here={**release.here, SIGNATURE: path},
+                )
+            self._signed[number] = release
+        return self._signed[number]
 
 
 @dataclass(frozen=True)
@@ -66,27 +114,32 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     conversion = _pass_gate(folder, job)
     release = read_release(folder / "release", conversion)
     _match(folder, job, conversion, release)
-    if key := os.environ.get("HFT2ANE_SIGNING_KEY"):
-        release = _signed(release, key)
+    versions = Versions(release, folder / PINNED, os.environ.get("HFT2ANE_SIGNING_KEY"))
     progress(f"look at {job.repo}", 0.2)
     if hub.repo(job.repo) is None:
+        versions.signed(1)  # what fails, fails before there is anything on the Hub
         hub.create(job.repo)
     else:
         _claim(hub, job)
         _keep_interface(hub, job.repo, conversion)
-    progress(f"upload to {job.repo}", 0.3)
-    repo = _converge(hub, job, release)
-    progress(f"check {job.repo}", 0.7)
-    _verify(hub, repo, release, job.repo)
-    versions = _versions(hub, job.repo)
-    if repo.commit not in versions.values():
-        _download(hub, repo, release, folder / CHECKED, progress)
-    progress(f"tag {job.repo}", 0.9)
-    # A private repo that has a tag was public before, and someone has taken it down: it stays down.
-    if repo.private and not versions:
-        hub.make_public(job.repo)
-    tag = _tag(hub, job.repo, repo.commit, versions)
-    changed = repo.commit not in versions.values()
+    for _ in range(3):  # another publisher may take a number first, and then the card has to name the next
+        progress(f"upload to {job.repo}", 0.3)
+        repo, sent = _converge(hub, job, versions)
+        progress(f"check {job.repo}", 0.7)
+        _verify(hub, repo, sent, job.repo)
+        tags = _versions(hub, job.repo)
+        changed = repo.commit not in tags.values()
+        if changed:
+            _download(hub, repo, sent, folder / CHECKED, progress)
+        progress(f"tag {job.repo}", 0.9)
+        # A private repo that has a tag was public before, and someone has taken it down: it stays down.
+        if repo.private and not tags:
+            hub.make_public(job.repo)
+        if tag := _tag(hub, job.repo, repo.commit, tags, sent.number):
+            break
+    else:
+        raise _taken(job.repo, repo.commit)
+    shutil.rmtree(folder / PINNED, ignore_errors=True)
     published = Published(job.repo, repo.commit, tag, f"{hub.page}/{job.repo}", changed)
     records.write(folder / "published.json", published)
     progress(f"{job.repo} {tag}", 1.0)
@@ -120,14 +173,7 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
     if packages != {package.file for package in conversion.packages}:
         raise PublishError(f"{folder / SUMS} and {RECORD} do not name the same packages: make the release again")
     unlisted = {name: digest(here[name], lfs=True) for name in (SUMS, SIGNATURE) if name in here}
-    return Release({**sums, **unlisted}, here, unlisted[SUMS])
-
-
-def _signed(release: Release, key: str) -> Release:
-    """BadInput: there is no such key, or no library to sign with; HubUnavailable: Sigstore does not answer."""
-    sign(release.here[SUMS], key)
-    path = release.here[SUMS].with_name(SIGNATURE)
-    return Release({**release.sums, SIGNATURE: digest(path, lfs=True)}, {**release.here, SIGNATURE: path}, release.id)
+    return Release({**sums, **unlisted}, here, pinned(here[CARD].read_bytes().decode(errors="replace")))
 
 
 def _pass_gate(folder: Path, job: Job) -> Conversion:
@@ -254,15 +300,18 @@ def _origin(hub: Hub, repo: Repo) -> object:
         return None
 
 
-def _converge(hub: Hub, job: Job, release: Release) -> Repo:
-    """The head of the repo, once it is the release. PublishError: another publisher was faster, with another one."""
+def _converge(hub: Hub, job: Job, versions: Versions) -> tuple[Repo, Release]:
+    """The head of the repo, once it is the release, and which version of it. PublishError: another publisher was
+    faster, with another one."""
     seen: list[Repo] = []
 
-    def attempt() -> Repo:
+    def attempt() -> tuple[Repo, Release]:
         repo = _there(hub, job.repo)
+        tags = _versions(hub, job.repo)
+        if found := _found(hub, repo, tags, versions):
+            return repo, found
+        release = versions.signed(max(tags, default=0) + 1)
         changes = _changes(hub, repo, release)
-        if not changes:
-            return repo
         if seen and _published_between(hub, seen[0], repo, job.id):
             raise PublishError(
                 f"another publisher has put another release of {job.id} in {job.repo} meanwhile "
@@ -277,15 +326,32 @@ def _converge(hub: Hub, job: Job, release: Release) -> Repo:
             title=f"Convert {job.id}" + (f" at {job.commit[:12]}" if job.commit else ""),
             about=f"{job.why}\n\nPublish-Id: {release.id}",
         )
-        return _there(hub, job.repo, commit)
+        return _there(hub, job.repo, commit), release
 
     try:
         return hub.retry(attempt)
     except HubUnavailable:
         repo = _there(hub, job.repo)  # the last try may have landed as well
-        if _changes(hub, repo, release):
-            raise
-        return repo
+        if found := _found(hub, repo, _versions(hub, job.repo), versions):
+            return repo, found
+        raise
+
+
+def _found(hub: Hub, repo: Repo, tags: Mapping[int, str], versions: Versions) -> Release | None:
+    """The version of the release that the head is. None: it is none, or names a tag of other files than its own."""
+    number = following = max(tags, default=0) + 1
+    if versions.release.number and any(file.path == CARD for file in repo.files):
+        number = pinned(hub.read(repo, CARD).decode(errors="replace")) or following
+    release = versions.unsigned(number)
+    if _changes(hub, repo, release):
+        return None
+    if versions.key and all(file.path != SIGNATURE for file in repo.files):
+        return None
+    tagged = tags.get(number, repo.commit if number == following else None)
+    if release.number is None or tagged == repo.commit:
+        return release
+    # Another commit with the same files is what `rollback` makes.
+    return release if tagged and not any(_beside(_there(hub, repo.id, tagged), repo)) else None
 
 
 def _published_between(hub: Hub, first: Repo, now: Repo, id: str) -> bool:
@@ -354,15 +420,17 @@ def _download(hub: Hub, repo: Repo, release: Release, into: Path, progress: Prog
         shutil.rmtree(into)
 
 
-def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str]) -> str:
-    """The tag vN of this commit: the one that it has, or the next after `versions`."""
-    for _ in range(3):  # another publisher may take the next number first
-        if commit not in versions.values():
-            hub.tag(name, f"v{max(versions, default=0) + 1}", commit)
-            versions = _versions(hub, name)
+def _tag(hub: Hub, name: str, commit: str, versions: Mapping[int, str], number: int | None = None) -> str | None:
+    """The tag vN of this commit: the one that it has, or a new one, `number` or the next after `versions`. None: it was
+    taken by others meanwhile."""
     if commit not in versions.values():
-        raise PublishError(f"{name} is at {commit[:12]}, but its tag was taken by others three times: run again")
-    return f"v{max(number for number, at in versions.items() if at == commit)}"
+        hub.tag(name, f"v{number or max(versions, default=0) + 1}", commit)
+        versions = _versions(hub, name)
+    return next((f"v{each}" for each in sorted(versions, reverse=True) if versions[each] == commit), None)
+
+
+def _taken(name: str, commit: str) -> PublishError:
+    return PublishError(f"{name} is at {commit[:12]}, but its tag was taken by others three times: run again")
 
 
 def _versions(hub: Hub, name: str) -> dict[int, str]:
@@ -399,8 +467,13 @@ def rollback(name: str, tag: str, hub: Hub, progress: Progress = silent) -> Publ
             raise
     if differ := sorted([name for names in _beside(old, repo) for name in names]):
         raise PublishError(f"{name} at {repo.commit[:12]} is not {tag} ({', '.join(differ[:5])}): run again")
-    now = _tag(hub, name, repo.commit, versions)
     changed = repo.commit not in versions.values()
+    for _ in range(3):
+        if now := _tag(hub, name, repo.commit, versions):
+            break
+        versions = _versions(hub, name)
+    else:
+        raise _taken(name, repo.commit)
     progress(f"{name} {now}", 1.0)
     return Published(name, repo.commit, now, f"{hub.page}/{name}", changed)
 

@@ -378,7 +378,8 @@ class Measure:
     """One output on one set of inputs at one length. `psnr` of all rows taken together; `psnr_min`, `psnr_median` and
     `cosine_min` over rows; for the peak see `verify.condense`. `top1` where the output is logits.
 
-    `worst` is the text (or the name) of the row with the least PSNR."""
+    `worst` is the text (or the name) of the row with the least PSNR; `peak` the original's largest magnitude over these
+    rows, None in reports of before there was this."""
 
     __pydantic_config__ = STRICT
     output: str
@@ -391,6 +392,7 @@ class Measure:
     cosine_min: float
     top1: float | None
     worst: str
+    peak: float | None = None
 
 
 @dataclass(frozen=True)

@@ -388,6 +388,7 @@ def condense(output: str, length: int, kind: str, compared: Sequence[Compared], 
         cosine_min=round(min(row.cosine for row in compared), 7),
         top1=round(statistics.fmean(agreed), 4) if agreed else None,
         worst=shorten(worst.name),
+        peak=float(f"{max(row.deviation.peak for row in compared):.4g}"),
     )
 
 

@@ -2,8 +2,9 @@
 
 from pathlib import Path
 
-from hft2ane import card, records
+from hft2ane import records
 from hft2ane import source as fetching
+from hft2ane.card.folder import copy, link, small_files, sums
 from hft2ane.export import export
 from hft2ane.records import Conversion, Job, Recipe, Variant, silent
 
@@ -37,9 +38,9 @@ def release(
     )
     folder = out / "release"
     folder.mkdir()
-    card.copy(card.small_files(source.files), out / "source", folder)
+    copy(small_files(source.files), out / "source", folder)
     for package in exported.packages:
-        card.link(out / package.file, folder / package.file)
+        link(out / package.file, folder / package.file)
     records.write(folder / "conversion.json", conversion)
-    card.sums(folder, {}, silent)
+    sums(folder, {}, silent)
     return folder

@@ -28,6 +28,7 @@ LAYERS = (
         "manifest",
         "mil",
         "package",
+        "pin",
         "provenance",
         "runtime",
         "signature",

@@ -172,7 +172,7 @@ def test_the_place_of_the_code_does_not_matter(code: Path, monkeypatch: pytest.M
         ("sentence.py", True),
         ("reference.py", True),
         ("plan.py", False),
-        ("card.py", False),
+        ("card/release.py", False),
         ("verify.py", False),
         ("ane/notes.txt", False),
     ],
@@ -208,11 +208,12 @@ def test_line_ends_do_not_count(code: Path) -> None:
 
 def test_presentation_moves_with_card_and_templates(code: Path) -> None:
     seen = {keys.presentation_digest()}
-    for name in ("card.py", "templates/new.md"):
+    names = ("card/readme.py", "card/new.py", "card/templates/card.md.j2", "card/templates/new.md")
+    for name in names:
         with (code / name).open("a") as file:
             file.write("changed\n")
         seen.add(keys.presentation_digest())
     with (code / "export.py").open("a") as file:
         file.write("# changed\n")
     seen.add(keys.presentation_digest())
-    assert len(seen) == 3
+    assert len(seen) == 5

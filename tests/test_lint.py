@@ -22,7 +22,7 @@ from coremltools.converters.mil.mil.ops.registry import SSAOpRegistry
 from torch import Tensor, nn
 
 from hft2ane import export, package, records, source
-from hft2ane.card import WARNINGS
+from hft2ane.card.words import WARNINGS
 from hft2ane.cli import main
 from hft2ane.demo import MODELS, obtain
 from hft2ane.errors import PackageError

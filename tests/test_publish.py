@@ -505,6 +505,85 @@ def test_a_tag_that_is_taken_is_passed_over(
     assert publish(job, hub).tag == "v3"
 
 
+# ---- the tag that the card names
+
+CARD = (
+    README + 'hf download org/tiny-ane --revision v1 --local-dir tiny-ane\nlet revision = "v1"  // and v1 stays here\n'
+)
+
+
+def naming(card: str, number: int) -> bytes:
+    return card.replace("--revision v1", f"--revision v{number}").replace('= "v1"', f'= "v{number}"').encode()
+
+
+def test_a_card_names_the_tag_that_it_gets(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    for number, card in enumerate((CARD, CARD + "More.\n", CARD + "Again.\n"), 1):
+        release(job, {**FILES, "README.md": card.encode()})
+        done = publish(job, hub)
+        assert (done.tag, done.changed) == (f"v{number}", True)
+        there = on_hub(local, done.tag)
+        assert there["README.md"] == naming(card, number)
+        sums = dict(line.split("  ")[::-1] for line in there.pop("SHA256SUMS").decode().splitlines())
+        assert sums == {name: hashlib.sha256(content).hexdigest() for name, content in there.items()}
+        assert on_disk(job)["README.md"] == card.encode()
+    assert not (job / ".pinned").exists()
+
+
+def test_a_release_that_differs_in_its_tag_alone_is_unchanged(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    for card in (CARD, CARD + "More.\n"):
+        publish(release(job, {**FILES, "README.md": card.encode()}), hub)
+    before = len(local.calls("POST|PUT|DELETE"))
+    done = publish(job, hub)
+    assert (done.tag, done.changed) == ("v2", False)
+    assert len(local.calls("POST|PUT|DELETE")) == before
+    # v1's card once more is no older version: it is the third.
+    done = publish(release(job, {**FILES, "README.md": CARD.encode()}), hub)
+    assert (done.tag, done.changed) == ("v3", True)
+    assert on_hub(local)["README.md"] == naming(CARD, 3)
+
+
+def test_a_crash_before_the_tag_does_not_take_two_numbers(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(release(job, {**FILES, "README.md": CARD.encode()}), hub)
+    release(job, {**FILES, "README.md": CARD.encode() + b"More.\n"})
+    local.fail("POST .*/tag/", times=9, status=500)
+    with pytest.raises(HubUnavailable):
+        publish(job, hub)
+    local.faults = type(local.faults)()
+    done = publish(job, hub)
+    assert (done.tag, done.changed) == ("v2", True)
+    assert on_hub(local, "v2")["README.md"] == naming(CARD, 2) + b"More.\n"
+    assert len(local.commits(REPO)) == 3
+
+
+def test_a_number_that_is_taken_is_not_named(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(release(job, {**FILES, "README.md": CARD.encode()}), hub)
+    release(job, {**FILES, "README.md": CARD.encode() + b"More.\n"})
+    tag = hub.tag
+
+    def late(repo: str, name: str, commit: str) -> None:
+        if name == "v2":
+            tag(repo, name, local.tags(REPO)["v1"])  # someone was faster, for another commit
+        tag(repo, name, commit)
+
+    monkeypatch.setattr(hub, "tag", late)
+    assert publish(job, hub).tag == "v3"
+    assert on_hub(local, "v3")["README.md"] == naming(CARD, 3) + b"More.\n"
+    assert not publish(job, hub).changed
+
+
+def test_what_was_rolled_back_to_names_the_tag_of_the_same_files(
+    local: LocalHub, hub: Hub, job: Path, lfs: None
+) -> None:
+    for card in (CARD, CARD + "More.\n"):
+        publish(release(job, {**FILES, "README.md": card.encode()}), hub)
+    assert rollback(REPO, "v1", hub).tag == "v3"
+    assert on_hub(local)["README.md"] == naming(CARD, 1)
+    done = publish(release(job, {**FILES, "README.md": CARD.encode()}), hub)
+    assert (done.tag, done.changed) == ("v3", False)
+
+
 def test_what_landed_is_checked(
     local: LocalHub, hub: Hub, job: Path, lfs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

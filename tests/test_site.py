@@ -11,6 +11,7 @@ import pytest
 
 from hft2ane import card, errors, records, state
 from hft2ane.attempts import State
+from hft2ane.card.readme import saying
 from hft2ane.cli import main
 from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
@@ -446,7 +447,7 @@ def test_a_real_card_has_what_a_page_takes_over(tmp_path: Path) -> None:
     assert {plot.path for plot in shown} == {p.relative_to(release).as_posix() for p in release.rglob("*.png")}
     assert all("\\" not in plot.about and plot.about for plot in shown)
     made = records.read(release / "conversion.json", Conversion)
-    assert card.saying(made) in text
+    assert saying(made) in text
 
 
 def test_kinds_are_errors_that_there_are() -> None:

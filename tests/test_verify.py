@@ -144,6 +144,7 @@ def test_the_figures_are_those_of_the_definition(job: Path) -> None:
     assert m.psnr_min == pytest.approx(min(single), abs=0.006)
     assert m.psnr_median == pytest.approx(statistics.median(single), abs=0.006)
     assert m.worst == shorten(SENTENCES[int(np.argmin(single))])
+    assert m.peak == pytest.approx(peaks[0], rel=1e-3)
 
 
 @pytest.mark.parametrize("task", CONTRACTS)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hft2ane import records
-from hft2ane.card import whole
+from hft2ane.card.folder import whole
 from hft2ane.errors import BadInput
 from hft2ane.hub import Hub, Repo
 from hft2ane.records import Wanted

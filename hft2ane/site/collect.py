@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 from hft2ane import records, state
-from hft2ane.card import ENGINE, LOSSY, least_psnr
+from hft2ane.card.tables import ENGINE, least_psnr
+from hft2ane.card.words import LOSSY
 from hft2ane.errors import BadInput, ModelNotFound
 from hft2ane.hub import VERSION, Hub, Repo
 from hft2ane.records import SCHEMA, STRICT, Conversion, Outcome, Package, Report, Run, Task, Variant, Wanted

@@ -18,7 +18,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from hft2ane import keys
-from hft2ane.card import by_output, clean, cosine, down, is_hub, placements, saying, share, short_name, warnings
+from hft2ane.card.markdown import by_output, clean, cosine, down, share
+from hft2ane.card.readme import is_hub, saying, short_name
+from hft2ane.card.tables import placements, warnings
 from hft2ane.records import WEIGHTS_MOST, Fidelity, Measure, Outcome, Run
 from hft2ane.site.collect import STATUSES, Catalogue, Collected, Listing, Offer, Plot, Release, Request
 

@@ -1,36 +1,31 @@
 import CoreML
 import Foundation
+import Hub
 import Tokenizers
 
 struct Writer {
-{% for part in parts %}
-    let {{ part or "decoder" }}: MLModel
-{% endfor %}
+    let encoder: MLModel
+    let decoder: MLModel
     let tokenizer: any Tokenizer
-    let length = {{ function.length }}
-    let end: Set<Int> = [{{ writing.end|join(", ") }}]
+    let length = 64
+    let end: Set<Int> = [3]
 
-    /// `folder` is the downloaded repository.
+    /// `folder` has the packages, and the tokenizer's files.
     init(folder: URL) async throws {
         func load(_ package: String) async throws -> MLModel {
             let configuration = MLModelConfiguration()
             configuration.computeUnits = .cpuAndNeuralEngine
-{% if several %}
-            configuration.functionName = {{ function.name|literal }}
-{% endif %}
             let url = folder.appending(path: package)
             let compiled = try await MLModel.compileModel(at: url)
             return try MLModel(contentsOf: compiled, configuration: configuration)
         }
-{% for part, package in parts.items() %}
-        {{ part or "decoder" }} = try await load(
-            {{ package.file|literal }})
-{% endfor %}
+        encoder = try await load(
+            "all-MiniLM-L6-v2Encoder.float16.mlpackage")
+        decoder = try await load(
+            "all-MiniLM-L6-v2Decoder.float16.mlpackage")
         tokenizer = try await AutoTokenizer.from(modelFolder: folder)
     }
 
-{% set memory = function.inputs|length > 2 %}
-{% if "encoder" in parts %}
     /// The ids that are written for a text.
     func callAsFunction(_ text: String) throws -> [Int] {
         var tokens = tokenizer.encode(text: text)
@@ -39,35 +34,18 @@ struct Writer {
         }
         let there = tokens.map { _ in 1 }
         let read = try predict(encoder, [
-            "input_ids": tensor(tokens, padding: {{ pad }}),
+            "input_ids": tensor(tokens, padding: 0),
             "attention_mask": tensor(there),
-{% for t in parts.encoder.functions[0].inputs if t.name == "token_type_ids" %}
             "token_type_ids": tensor([]),
-{% endfor %}
         ])
         let states = read.featureValue(for: "last_hidden_state")!
-        var ids = [{{ writing.start }}]
-{% elif memory %}
-    /// The ids that go on from a text; `states` and `there` are your encoder's.
-    func callAsFunction(
-        _ text: String, states: MLFeatureValue, there: [Int]
-    ) throws -> [Int] {
-        let prompt = tokenizer.encode(text: text, addSpecialTokens: false)
-        var ids = Array(prompt.prefix(length))
-{% else %}
-    /// The ids that go on from a text.
-    func callAsFunction(_ text: String) throws -> [Int] {
-        let prompt = tokenizer.encode(text: text, addSpecialTokens: false)
-        var ids = Array(prompt.prefix(length))
-{% endif %}
+        var ids = [2]
         while ids.count < length {
             let outputs = try predict(decoder, [
-                "input_ids": tensor(ids, padding: {{ pad }}),
+                "input_ids": tensor(ids, padding: 0),
                 "attention_mask": tensor(ids.map { _ in 1 }),
-{% if memory %}
                 "encoder_hidden_states": states,
                 "encoder_attention_mask": tensor(there),
-{% endif %}
             ])
             let logits = outputs.featureValue(for: "logits")!.multiArrayValue!
             let rows = MLShapedArray<Float>(converting: logits)[0]
@@ -76,7 +54,7 @@ struct Writer {
             if end.contains(best) { break }
             ids.append(best)
         }
-        return {{ "Array(ids.dropFirst())" if "encoder" in parts else "ids" }}
+        return Array(ids.dropFirst())
     }
 
     private func tensor(_ values: [Int], padding: Int32 = 0) -> MLFeatureValue {
@@ -93,8 +71,14 @@ struct Writer {
     }
 }
 
-let writer = try await Writer(folder: URL(fileURLWithPath: {{ local|literal }}))
-{% if "encoder" in parts or not memory %}
+let revision = "v1"
+let folder = try await HubApi.shared.snapshot(
+    from: "my-org/all-MiniLM-L6-v2-ane", revision: revision,
+    matching: [
+        "*.json",
+        "all-MiniLM-L6-v2Encoder.float16.mlpackage/*",
+        "all-MiniLM-L6-v2Decoder.float16.mlpackage/*",
+    ])
+let writer = try await Writer(folder: folder)
 let ids = try writer("She opened the window.")
-print({{ "ids" if own_vocabulary else "writer.tokenizer.decode(tokens: ids)" }})
-{% endif %}
+print(ids)

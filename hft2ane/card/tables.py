@@ -1,0 +1,194 @@
+"""The rows of the card's tables, from the records."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from hft2ane import records
+from hft2ane.card.markdown import code, down, megabytes, share, systems
+from hft2ane.card.plots import Sized
+from hft2ane.card.words import PRECISIONS, WARNINGS
+from hft2ane.records import Conversion, Finding, Measure, Package, Report, Task, Tensor
+
+ENGINE = "CPU_AND_NE"  # coremltools' name of the compute units that an app asks for
+STATES_MASK = "encoder_attention_mask"
+WORST = 3  # inputs that are shown of one package
+
+
+def least_psnr(report: Report) -> dict[str, float]:
+    """The worst figure of each bar, over everything that evaluated it."""
+    least: dict[str, float] = {}
+    for bar in report.fidelity:
+        least[bar.what] = min(bar.psnr_min, least.get(bar.what, math.inf))
+    return least
+
+
+def specification(conversion: Conversion, report: Report) -> list[list[object]]:
+    """The first table, by column: its heading, and a cell for each package. Figures are the least of all that evaluated
+    the package."""
+    packages = conversion.packages
+    bars = {p.what: [bar for bar in report.fidelity if bar.what == p.what] for p in packages}
+    agreed = {what: [bar.top1 for bar in of if bar.top1 is not None] for what, of in bars.items()}
+    agreement: list[object] = ["Top-1 agreement¹", *(share(min(agreed[p.what], default=None)) for p in packages)]
+    return [
+        ["File", *(code(p.file) for p in packages)],
+        ["Precision", *(PRECISIONS[p.variant][1] for p in packages)],
+        ["Size", *(megabytes(p.size) for p in packages)],
+        ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
+        ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
+        ["PSNR¹ min, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
+        ["PSNR¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
+        *([agreement] if any(agreed.values()) else []),
+        *on_a_mac(packages, report),
+    ]
+
+
+def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
+    """The least share of any function, and the latency of each on what an app would ask for."""
+    if not report.mac:
+        return [["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
+    engine = {
+        found.package: min(p.measured.share_of_ops.get("ane", 0.0) for p in found.placed if p.measured)
+        for found in report.lint
+        if any(p.measured for p in found.placed)
+    }
+    unit = max((each.unit for each in report.latency), key=lambda unit: unit == ENGINE, default="")
+    taken = [each for each in report.latency if each.unit == unit]
+
+    def latency(package: Package) -> str:
+        tokens = {f.name: f"{f.length} tokens" for f in package.functions}
+        own = [each for each in taken if each.variant == package.what]
+        return ", ".join(f"{each.median_ms:.2f} ms ({tokens[each.function]})" for each in own) or "not measured"
+
+    return [
+        ["Neural Engine share²", *(share(engine[p.file]) if p.file in engine else "not measured" for p in packages)],
+        [f"Latency², {unit}" if unit else "Latency²", *map(latency, packages)],
+    ]
+
+
+def worst(report: Report) -> list[tuple[str, Measure]]:
+    """The inputs on which packages are furthest from the original: a few of one package, the worst of several."""
+    bars = [bar for bar in report.fidelity if not bar.is_rewrite]
+    backends = len({bar.backend for bar in bars}) > 1
+    found = []
+    for bar in bars:
+        texts: dict[str, Measure] = {}
+        for m in sorted(bar.measures, key=lambda m: m.psnr_min):
+            texts.setdefault(m.worst, m)
+        name = f"{bar.what}, {bar.backend}" if backends else bar.what
+        found += [(name, m) for m in list(texts.values())[: WORST if len(bars) == 1 else 1]]
+    return found
+
+
+def sized(conversion: Conversion, report: Report) -> tuple[Sized, ...]:
+    """Each variant, with all its parts."""
+    found = []
+    for variant in dict.fromkeys(package.variant for package in conversion.packages):
+        packages = [package for package in conversion.packages if package.variant == variant]
+        whats = {package.what for package in packages}
+        bars = [bar for bar in report.fidelity if bar.what in whats]
+        least, median = min(bar.psnr_min for bar in bars), min(bar.psnr_median for bar in bars)
+        found.append(Sized(variant, sum(package.size for package in packages), least, median))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """What is predicted for some functions of some packages, as it is shown."""
+
+    variants: Sequence[str]
+    functions: Sequence[str]
+    ops: int
+    of_ops: str
+    of_work: str
+
+
+def placements(packages: Sequence[Package], report: Report) -> list[Placement]:
+    """A row for what differs: lengths and variants mostly have the same graph."""
+    variants = {package.file: package.what for package in packages}
+    rows: dict[tuple[tuple[str, ...], int, str, str], list[str]] = {}
+    for found in report.lint:
+        own: dict[tuple[int, str, str], list[str]] = {}
+        for p in found.placed:
+            figures = (p.ops, share(p.share_of_ops.get("ane", 0.0)), share(p.share_of_work.get("ane", 0.0)))
+            own.setdefault(figures, []).append(p.function)
+        for figures, functions in own.items():
+            rows.setdefault((tuple(functions), *figures), []).append(variants[found.package])
+    return [Placement(names, *figures) for figures, names in rows.items()]
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A rule that some packages break, in `count` operations of the types named, and what that means for an app."""
+
+    rule: str
+    text: str
+    count: int
+    types: str
+
+
+def warnings(report: Report) -> list[Warned]:
+    """One a rule, whichever package and function it is in."""
+    found: dict[str, list[Finding]] = {}
+    for finding in (finding for each in report.lint for finding in each.findings if finding.severity == "warning"):
+        found.setdefault(finding.rule, []).append(finding)
+    return [
+        Warned(
+            rule,
+            WARNINGS.get(rule, each[0].message),
+            sum(finding.count for finding in each),
+            ", ".join(dict.fromkeys(finding.type for finding in each if finding.type)),
+        )
+        for rule, each in found.items()
+    ]
+
+
+@dataclass(frozen=True)
+class Port:
+    """A row of the table of inputs and outputs."""
+
+    way: Literal["in", "out"]
+    name: str
+    shape: str
+    dtype: str
+    range: str
+    padding: str
+    about: str
+
+
+def contract(
+    package: Package, pad: int, task: Task, ranges: Mapping[str, str], peaks: Mapping[str, float]
+) -> list[Port]:
+    """What goes in and out, the same for all functions but for the length, which is L where they differ.
+
+    `ranges`: of inputs, by name; `peaks`: the largest magnitude that each output was seen to have."""
+    padding = {"input_ids": str(pad), **dict.fromkeys(("attention_mask", "token_type_ids", STATES_MASK), "0")}
+    inputs = zip(*(function.inputs for function in package.functions), strict=True)
+    outputs = zip(*(function.outputs for function in package.functions), strict=True)
+
+    def port(way: Literal["in", "out"], same: Sequence[Tensor], range: str, padding: str) -> Port:
+        """One tensor of every function as a row. `about` is the same in all of them."""
+        sizes = zip(*(t.shape for t in same), strict=True)
+        shape = "×".join(str(size[0]) if len(set(size)) == 1 else "L" for size in sizes)
+        return Port(way, same[0].name, shape, same[0].dtype, range, padding, same[0].about)
+
+    def seen(output: str) -> str:
+        return f"±{peaks[output]:.3g}" if output in peaks else "–"
+
+    def ignored(output: Tensor) -> bool:
+        return records.per_token(output.name, len(output.shape), task)
+
+    return [
+        *(port("in", same, ranges.get(same[0].name, "–"), padding.get(same[0].name, "any")) for same in inputs),
+        *(port("out", same, seen(same[0].name), "ignore" if ignored(same[0]) else "–") for same in outputs),
+    ]
+
+
+def peaks(report: Report) -> dict[str, float]:
+    """The largest magnitude of each output of the original over the protocol's inputs; none in older reports."""
+    found: dict[str, float] = {}
+    for m in (m for bar in report.fidelity for m in bar.measures):
+        if m.peak is not None:
+            found[m.output] = max(m.peak, found.get(m.output, 0.0))
+    return found

@@ -1,0 +1,68 @@
+import CoreML
+import Foundation
+import Hub
+import Tokenizers
+
+struct Writer {
+    let decoder: MLModel
+    let tokenizer: any Tokenizer
+    let length = 64
+    let end: Set<Int> = [3]
+
+    /// `folder` has the package, and the tokenizer's files.
+    init(folder: URL) async throws {
+        func load(_ package: String) async throws -> MLModel {
+            let configuration = MLModelConfiguration()
+            configuration.computeUnits = .cpuAndNeuralEngine
+            let url = folder.appending(path: package)
+            let compiled = try await MLModel.compileModel(at: url)
+            return try MLModel(contentsOf: compiled, configuration: configuration)
+        }
+        decoder = try await load(
+            "all-MiniLM-L6-v2.float16.mlpackage")
+        tokenizer = try await AutoTokenizer.from(modelFolder: folder)
+    }
+
+    /// The ids that go on from a text.
+    func callAsFunction(_ text: String) throws -> [Int] {
+        let prompt = tokenizer.encode(text: text, addSpecialTokens: false)
+        var ids = Array(prompt.prefix(length))
+        while ids.count < length {
+            let outputs = try predict(decoder, [
+                "input_ids": tensor(ids, padding: 0),
+                "attention_mask": tensor(ids.map { _ in 1 }),
+            ])
+            let logits = outputs.featureValue(for: "logits")!.multiArrayValue!
+            let rows = MLShapedArray<Float>(converting: logits)[0]
+            let scores = rows[ids.count - 1].scalars  // what comes after the last token
+            let best = scores.indices.max { scores[$0] < scores[$1] }!
+            if end.contains(best) { break }
+            ids.append(best)
+        }
+        return ids
+    }
+
+    private func tensor(_ values: [Int], padding: Int32 = 0) -> MLFeatureValue {
+        let rest = [Int32](repeating: padding, count: length - values.count)
+        let scalars = values.map { Int32($0) } + rest
+        let row = MLShapedArray(scalars: scalars, shape: [1, length])
+        return MLFeatureValue(shapedArray: row)
+    }
+
+    private func predict(
+        _ model: MLModel, _ inputs: [String: MLFeatureValue]
+    ) throws -> MLFeatureProvider {
+        try model.prediction(from: MLDictionaryFeatureProvider(dictionary: inputs))
+    }
+}
+
+let revision = "v1"
+let folder = try await HubApi.shared.snapshot(
+    from: "my-org/all-MiniLM-L6-v2-ane", revision: revision,
+    matching: [
+        "*.json",
+        "all-MiniLM-L6-v2.float16.mlpackage/*",
+    ])
+let writer = try await Writer(folder: folder)
+let ids = try writer("She opened the window.")
+print(writer.tokenizer.decode(tokens: ids))
