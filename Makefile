@@ -8,7 +8,7 @@ SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
 # The longest that a night may be ago, in hours.
 WITHIN ?= 26
 
-.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary \
+.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary mac.measure \
   server server.postgres deploy site swift
 
 help:  ## this list
@@ -38,11 +38,12 @@ demo: .venv  ## the whole pipeline on real models and a Hub on this machine, int
 test: .venv  ## all tests, the demo among them
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: .venv  ## format, lint, types, workflows
+check: .venv  ## format, lint, types, workflows, contributed measurements
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy --strict hft2ane flows
 	$(BIN)/zizmor --offline --quiet .github
+	$(BIN)/hft2ane measurements
 
 swift:  ## compile the Swift of the cards; on a Mac
 	swift build --package-path swift
@@ -87,6 +88,9 @@ demo.log:  ## what the demo had to say that was not worth showing
 
 mac.summary:  ## what Core ML measured in the demo, as the cards say it; fails where it measured nothing
 	@.ci/mac-summary $(SUMMARY)
+
+mac.measure: .venv  ## on a Mac, after `make demo`: Core ML unit by unit on its packages, into build/measurements
+	@.ci/mac-measure $(SUMMARY)
 
 canary:  ## check and test with the newest versions of everything, in build/canary
 	@.ci/canary

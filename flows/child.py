@@ -25,7 +25,11 @@ KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMRO
 LOG = "build.log"  # in the job's folder: what the conversion and its libraries print
 EVERY = 0.5  # seconds between looks at the process
 # Seconds that a stage may take, and more for each TFLOP of the job: 1 TFLOP takes two slow cores about a minute.
-START, STAGES, BY_WORK = 300.0, {"export": 1200.0, "verify": 1800.0, "card": 300.0}, {"export": 60.0, "verify": 300.0}
+START, STAGES, BY_WORK = (
+    300.0,
+    {"export": 1200.0, "verify": 1800.0, "measure": 7200.0, "card": 300.0},
+    {"export": 60.0, "verify": 300.0},
+)
 SHARE = 0.8  # of the machine's memory
 FLOOR = 2e9  # bytes of a disk that stay free, or
 FLOOR_SHARE = 0.02  # of a small one

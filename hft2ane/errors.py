@@ -18,6 +18,7 @@ Hft2aneError
 ├── ExportError          the module cannot be written as a Core ML program
 ├── PackageError         an .mlpackage that cannot be read, or is not what it declares
 ├── EvaluationError      the evaluator met an op or a value it has no rule for
+│   └── NotMeasured      Core ML did not compile, load, run or plan it, or not in time
 ├── ToolchainMismatch    installed versions are not the locked ones
 ├── GateFailed           the figures are below the gate, or could not be taken
 ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
@@ -99,6 +100,9 @@ class PackageError(Hft2aneError): ...
 
 
 class EvaluationError(Hft2aneError): ...
+
+
+class NotMeasured(EvaluationError): ...
 
 
 class ToolchainMismatch(Hft2aneError): ...

@@ -9,10 +9,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 
 from hft2ane import layout
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Job, Recipe, RemoteFile, Upstream, Wanted, canonical
+from hft2ane.records import CardFields, Job, Measurement, Recipe, RemoteFile, Upstream, Wanted, canonical, dump
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
 PROTOCOL = "hft2ane-psnr-2"
@@ -92,12 +93,12 @@ def today(protocol: str = PROTOCOL) -> str:
     return _digest({"code": code, "versions": toolchain(), "protocol": protocol, "backend": BACKEND})
 
 
-def settled(one: Wanted, found: Upstream, head: str, today: str) -> str:
+def settled(one: Wanted, found: Upstream, head: str, today: str, macs: Mapping[str, str]) -> str:
     """Digest of all that decides what becomes of a model whose release is at the commit `head`: a plan is a function
-    of it. A commit stands for its files."""
+    of it. A commit stands for its files. `macs`: digests of the measurements that there are of it."""
     entry = {name: value for name, value in asdict(one).items() if name != "where"}
     upstream = [found.id, found.commit, asdict(found.card)]
-    return _digest({"entry": entry, "upstream": upstream, "head": head, "today": today})[:32]
+    return _digest({"entry": entry, "upstream": upstream, "head": head, "today": today, "macs": dict(macs)})[:32]
 
 
 def _families(family: str) -> set[Path]:
@@ -147,9 +148,17 @@ def convert_key(
     )
 
 
-def verify_key(packages: Mapping[str, str], protocol: str, backend: str) -> str:
-    """`packages`: the digest of each, by what it is (`Package.what`)."""
-    return _digest({"packages": dict(packages), "protocol": protocol, "backend": backend})
+def verify_key(
+    packages: Mapping[str, str], protocol: str, backend: str, macs: Mapping[str, str] = MappingProxyType({})
+) -> str:
+    """`packages`: the digest of each, by what it is (`Package.what`). `macs`: of the measurements that the report has
+    besides, by chip and OS build; their units are in them."""
+    value = {"packages": dict(packages), "protocol": protocol, "backend": backend}
+    return _digest({**value, "macs": dict(macs)} if macs else value)
+
+
+def measurement_digest(measurement: Measurement) -> str:
+    return hashlib.sha256(dump(measurement)).hexdigest()
 
 
 def card_key(card: CardFields, legal: Sequence[RemoteFile], verify_key: str, presentation: str) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 
-from hft2ane import interface, keys, layout, licenses, waves
+from hft2ane import interface, keys, layout, licenses, measurements, waves
 from hft2ane.attempts import DELETED, State, shown, waits
 from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
 from hft2ane.hub import Redo, Vanished
@@ -19,6 +19,7 @@ from hft2ane.records import (
     Conversion,
     Gates,
     Job,
+    Measurement,
     Recipe,
     RemoteFile,
     Upstream,
@@ -48,7 +49,8 @@ class World:
     `upstream` has an answer for each wanted id, `published` for each wanted repo (None: nothing is there); paused
     models need none. `unwanted`: repos that we published and no manifest wants, with the originals' ids. `heads`: the
     commits of published repos, as far as they are known. `state`: what
-    earlier runs remember; `now`: the time, which only that is compared with."""
+    earlier runs remember; `now`: the time, which only that is compared with; `measured`: what people measured on Macs,
+    by repo."""
 
     upstream: Mapping[str, Upstream | Vanished | Hft2aneError]
     published: Mapping[str, Released]
@@ -56,6 +58,7 @@ class World:
     heads: Mapping[str, str] = field(default_factory=dict)
     state: State = field(default_factory=State)
     now: datetime = datetime.max.replace(tzinfo=UTC)
+    measured: Mapping[str, Sequence[Measurement]] = field(default_factory=dict)
 
 
 def plan(wanted: Sequence[Wanted], world: World, protocol: str = keys.PROTOCOL, limit: int = waves.LIMIT) -> list[Job]:
@@ -177,7 +180,10 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
         return _blocked(one, _relicensed(one, released.license, license))
     if isinstance(released, Conversion) and (broken := _broken(one, released)):
         return _blocked(one, broken)
-    action, reasons = _decide(one, found, files, released, now)
+    macs: tuple[Measurement, ...] = ()
+    if isinstance(released, Conversion):
+        macs = measurements.news(released, world.measured.get(one.repo, ()))
+    action, reasons = _decide(one, found, files, released, now, macs)
     untrue = world.state.untrue.get(one.repo)
     if untrue is not None and untrue.commit == world.heads.get(one.repo):
         action = min(action, untrue.mend, key=ORDER.index)
@@ -185,9 +191,10 @@ def _compare(one: Wanted, world: World, now: Now) -> Job:
     cause = min((cause for cause, _ in reasons), key=CAUSES.index, default=None)
     why = "; ".join(why for _, why in reasons) or _settled(found, released)
     work = estimate(action, files, one.recipe)
-    return Job(
+    job = Job(
         action, why, one.id, one.repo, found.commit, files, one.recipe, one.gates, license, cause, work, one.major
     )
+    return replace(job, macs=macs) if action in ("verify", "card") else job  # of other packages they say nothing
 
 
 def _blocked(one: Wanted, why: str) -> Job:
@@ -244,7 +251,12 @@ def _gone(one: Wanted, err: ModelNotFound, world: World) -> Job:
 
 
 def _decide(
-    one: Wanted, found: Upstream, files: Sequence[RemoteFile], released: Conversion | Redo | None, now: Now
+    one: Wanted,
+    found: Upstream,
+    files: Sequence[RemoteFile],
+    released: Conversion | Redo | None,
+    now: Now,
+    macs: Sequence[Measurement],
 ) -> tuple[Action, list[Reason]]:
     if released is None:
         return "create", [("request", "nothing is published yet")]
@@ -255,6 +267,7 @@ def _decide(
     if outdated or unmeasured:
         return "convert" if outdated else "verify", outdated + unmeasured
     misdescribed = list(_misdescribed(found, files, released, now))
+    misdescribed += [("verify", f"measured on {each.mac}") for each in macs]
     if one.major != released.major:
         misdescribed.append(("request", f"major {released.major} → {one.major}"))
     return "card" if misdescribed else "skip", misdescribed
@@ -290,7 +303,7 @@ def _unmeasured(released: Conversion, now: Now) -> Iterator[Reason]:
         yield "verify", f"verification protocol changed: {released.protocol} → {now.protocol}"
         return
     packages: dict[str, str] = {package.what: package.digest for package in released.packages}
-    if keys.verify_key(packages, now.protocol, keys.BACKEND) != released.verify_key:
+    if keys.verify_key(packages, now.protocol, keys.BACKEND, released.macs) != released.verify_key:
         yield "verify", "the published figures are of other packages, or were taken by another backend"
 
 

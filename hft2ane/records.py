@@ -56,6 +56,9 @@ Cause = Literal["request", "upstream", "verify", "toolchain"]
 CAUSES: tuple[Cause, ...] = get_args(Cause)
 Severity = Literal["error", "warning", "info"]
 Device = Literal["ane", "gpu", "cpu", "unknown"]
+Unit = Literal["CPU_ONLY", "CPU_AND_NE", "CPU_AND_GPU", "ALL"]  # names of coremltools.ComputeUnit
+UNITS: tuple[Unit, ...] = get_args(Unit)
+ENGINE: Final = "CPU_AND_NE"  # what an app asks for that wants the Neural Engine
 
 
 # Outputs with an entry, or a row, for each token; `logits` are such by their axes, or by the task.
@@ -173,7 +176,8 @@ class Upstream:
 class Job:
     """job.json: one line of the plan. `files` are the upstream files that the job consumes.
 
-    `cause`: its priority; None where nothing is to be done. `work`: estimated 10^12 floating-point operations."""
+    `cause`: its priority; None where nothing is to be done. `work`: estimated 10^12 floating-point operations. `macs`:
+    what was measured on Macs of what is published, and is not in its report yet."""
 
     __pydantic_config__ = STRICT
     action: Action
@@ -189,6 +193,7 @@ class Job:
     work: float = 0.0
     major: int = 1
     retired: str | None = None
+    macs: "tuple[Measurement, ...]" = ()
     schema: Literal[1] = SCHEMA
 
     @property
@@ -484,7 +489,8 @@ class Finding:
 class Verdict:
     """Where one operation will run. `work`: its estimated floating-point operations; `why` is empty on the engine.
 
-    `measured` is what a compute plan on a Mac says, None where it says nothing or there is none."""
+    `measured`, `supported` and `cost` are what a compute plan on a Mac says (see `Planned`), None or empty where it
+    says nothing or there is none."""
 
     __pydantic_config__ = STRICT
     function: str
@@ -496,14 +502,18 @@ class Verdict:
     predicted: Device
     why: str
     measured: Device | None = None
+    supported: tuple[Device, ...] = ()
+    cost: float | None = None
 
 
 @dataclass(frozen=True)
 class Planned:
-    """What a compute plan on a Mac says of one operation. `cost`: its share of the function's whole, 0 to 1."""
+    """What a compute plan on a Mac says of one operation: the device that Core ML prefers, and those that could run it.
+    `cost`: its share of the function's whole, 0 to 1."""
 
     device: Device
     cost: float | None
+    supported: tuple[Device, ...] = ()
 
 
 # By the function's name and that of the operation's first result.
@@ -565,26 +575,129 @@ class Lint:
 
 
 @dataclass(frozen=True)
+class Mac:
+    """What every figure of Core ML's is of. `model`: e.g. `Mac14,3`, and `VirtualMac2,1` of a virtual one; `memory`: in
+    bytes."""
+
+    __pydantic_config__ = STRICT
+    chip: str
+    model: str
+    memory: int
+    macos: str
+    build: str
+
+    def __str__(self) -> str:
+        return f"{self.chip}, macOS {self.macos} ({self.build})"
+
+    @property
+    def short(self) -> str:
+        """For columns: `Apple M2 (24F74)`."""
+        return f"{self.chip} ({self.build})"
+
+
+@dataclass(frozen=True)
 class Latency:
-    """How long one function of a package takes on one compute unit of a Mac: `median_ms` and `least_ms` of `rounds`
-    predictions after `warm_up` others. `load_s`: to compile, load and prepare it before."""
+    """How long one function of a package takes on one compute unit, in a process of its own: `median_ms`, `p90_ms` and
+    `least_ms` of `rounds` predictions after `warm_up` others. `variant`: see `Package.what`.
+
+    `compile_s`: package to compiled model; `load_s`: its first load, for which the system compiles it for the device;
+    `reload_s`: the second load. `peak`: the most memory that the process had resident, in bytes, of which `before` had
+    been before the first load; `footprint`: the most that the system held it to account for, None: not known."""
 
     __pydantic_config__ = STRICT
     variant: str
     function: str
-    unit: str
+    unit: Unit
     warm_up: int
     rounds: int
     median_ms: float
+    p90_ms: float
     least_ms: float
+    compile_s: float
     load_s: float
+    reload_s: float
+    peak: int
+    before: int
+    footprint: int | None
+
+
+@dataclass(frozen=True)
+class Off:
+    """`count` operations of one type, in the layers that the pattern `layer` stands for, that the compute plan does not
+    put on the engine. `supported`: the devices that could run them; `cost`: their share of the function's, None: the
+    plan gives none; `predicted`: by the linter; `why`: what the plan and the linter's rule say."""
+
+    __pydantic_config__ = STRICT
+    function: str
+    type: str
+    layer: str
+    count: int
+    measured: Device
+    supported: tuple[Device, ...]
+    predicted: Device
+    cost: float | None
+    why: str
+
+
+@dataclass(frozen=True)
+class Residency:
+    """Where the compute plan puts a package's operations when the engine may be used. `calibration`: see `Lint`."""
+
+    __pydantic_config__ = STRICT
+    variant: str
+    placed: tuple[Placed, ...]
+    off: tuple[Off, ...]
+    calibration: tuple[Calibrated, ...]
+
+
+Doing = Literal["compile", "load and time", "predict", "write texts", "plan"]
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """What was to be measured and is not. `function` and `unit` are empty where it is about more than one."""
+
+    __pydantic_config__ = STRICT
+    variant: str
+    function: str
+    unit: Unit | Literal[""]
+    doing: Doing
+    why: str
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What Core ML does with the packages of a release on one Mac. `repo`: where they are published, or will be;
+    `packages`: their digests, by what they are.
+
+    `fidelity`: a bar for each package and unit, of backend `coreml <unit>`. `failures`: figures below their gate, in
+    words; `not_measured`: what this Mac cannot say, in words."""
+
+    __pydantic_config__ = STRICT
+    repo: str
+    mac: Mac
+    protocol: str
+    units: tuple[Unit, ...]
+    packages: dict[str, str]
+    fidelity: tuple[Fidelity, ...]
+    latency: tuple[Latency, ...]
+    residency: tuple[Residency, ...]
+    greedy: tuple[Greedy, ...]
+    failures: tuple[str, ...]
+    unfinished: tuple[Unfinished, ...]
+    not_measured: tuple[str, ...]
+    hft2ane: str
+    coremltools: str
+    python: str
+    seconds: float
+    schema: Literal[1] = SCHEMA
 
 
 @dataclass(frozen=True)
 class Report:
     """report.json: what was measured. `failures` is empty exactly when the gates are passed. `lint`: a prediction for
-    each package, with a verdict only for what leaves the engine, or was measured to. `mac`: its chip and system, ""
-    where nothing was measured on one; only there is a `latency`."""
+    each package, with a verdict only for what leaves the engine. `macs`: what Core ML does with the same packages on
+    Macs, one each at most."""
 
     __pydantic_config__ = STRICT
     protocol: str
@@ -594,9 +707,8 @@ class Report:
     not_measured: tuple[str, ...]
     seconds: float
     lint: tuple[Lint, ...] = ()
-    mac: str = ""
-    latency: tuple[Latency, ...] = ()
     greedy: tuple[Greedy, ...] = ()
+    macs: tuple[Measurement, ...] = ()
     schema: Literal[1] = SCHEMA
 
 
@@ -604,7 +716,7 @@ class Report:
 class Conversion:
     """conversion.json of a published repo: where it is from, what it is made of, and the three keys. `major`: within
     one, `interface` stays as it is; `retired`: why nothing is done for it any more; `made`: with what its packages
-    were, None in records of before there was this."""
+    were, None in records of before there was this; `macs`: digests of the measurements in its report, by the Mac."""
 
     __pydantic_config__ = STRICT
     source: Source
@@ -627,6 +739,7 @@ class Conversion:
     major: int = 1
     retired: str | None = None
     made: Made | None = None
+    macs: dict[str, str] = field(default_factory=dict)
     schema: Literal[1] = SCHEMA
 
 

@@ -82,16 +82,16 @@ def fetch(folder: Path, hub: Hub, progress: Progress = silent) -> Source:
     return _finish(folder, Source(job.id, job.commit, job.files, card))
 
 
-def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
+def take_published(folder: Path, hub: Hub, repo: str, progress: Progress = silent, revision: str = "main") -> None:
     """The small files of the release -> previous/."""
-    now = hub.look(repo)
+    now = hub.look(repo, revision)
     small = [file for file in now.files if not re.match(r"\.|[^/]+\.mlpackage/", file.path)]
     hub.download(now.id, now.commit, small, folder / "previous", progress)
 
 
-def take_packages(folder: Path, hub: Hub, repo: str, progress: Progress = silent) -> None:
+def take_packages(folder: Path, hub: Hub, repo: str, progress: Progress = silent, revision: str = "main") -> None:
     """The packages of the release, and export.json from previous/: as if they had been exported here."""
-    record, now = records.read(folder / "previous" / "conversion.json", Conversion), hub.look(repo)
+    record, now = records.read(folder / "previous" / "conversion.json", Conversion), hub.look(repo, revision)
     names = {package.file for package in record.packages}
     files = [file for file in now.files if file.path.partition("/")[0] in names]
     hub.download(now.id, now.commit, files, folder, progress)

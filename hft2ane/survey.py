@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hft2ane import attempts, keys, records, state, waves
+from hft2ane import attempts, keys, measurements, records, state, waves
 from hft2ane.attempts import State
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
 from hft2ane.hub import Hub, Listed
@@ -60,8 +60,12 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int
         except Hft2aneError as err:
             warnings.append(f"the repos of {owner} cannot be listed, so each is looked at, and none for orphans: {err}")
     today = keys.today()
+    measured, wrong = measurements.by_repo(measurements.FOLDER)
+    warnings += wrong
     settled = {
-        each.repo: keys.settled(each, found, heads[each.repo].commit, today)
+        each.repo: keys.settled(
+            each, found, heads[each.repo].commit, today, measurements.named_all(measured.get(each.repo, ()))
+        )
         for each in active
         if isinstance(found := upstream[each.id], Upstream) and each.repo in heads
     }
@@ -72,7 +76,7 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int
     published |= hub.conversions(each.repo for each in active if each.repo not in same)
     others = unwanted(models, heads, hub) if complete else {}
     commits = {repo: head.commit for repo, head in heads.items()}
-    world = World(upstream, published, others, commits, remembered, datetime.now(UTC))
+    world = World(upstream, published, others, commits, remembered, datetime.now(UTC), measured)
     jobs = plan(models, world, limit=limit)
     return Survey(jobs, world, models, complete, settled, wave(jobs, world), tuple(warnings))
 

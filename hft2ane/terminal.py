@@ -19,8 +19,22 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hft2ane import records
-from hft2ane.records import Audit, Device, Exported, Finding, Job, Lint, Range, Report, Run, Task
+from hft2ane import measurements, records
+from hft2ane.records import (
+    Audit,
+    Device,
+    Exported,
+    Finding,
+    Job,
+    Lint,
+    Measurement,
+    Placed,
+    Range,
+    Report,
+    Residency,
+    Run,
+    Task,
+)
 
 if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.doctor import Check
@@ -219,29 +233,56 @@ def show_report(report: Report) -> None:
             made.add_row(bar_.what, bar_.backend, m.output, str(m.length), m.inputs, str(m.rows), *figures)
     console = screen()
     console.print(made)
-    show_mac(report)
+    for mac in report.macs:
+        show_measurement(mac)
     for text in report.not_measured:
         console.print(f"[dim]Not measured here: {escape(text)}[/]")
 
 
-def show_mac(report: Report) -> None:
-    """What Core ML itself took and planned, where it was asked."""
-    console, right = screen(), ("median ms", "least ms", "load s")
-    made = table(f"\n{report.mac}: latency of one prediction", "", "function", "on", *right, right=right)
-    for each in report.latency:
-        figures = (f"{each.median_ms:.2f}", f"{each.least_ms:.2f}", f"{each.load_s:.1f}")
-        made.add_row(each.variant, escape(each.function), each.unit, *figures)
-    if report.latency:
+def show_measurement(m: Measurement) -> None:
+    """What Core ML itself took, computed and planned on one Mac."""
+    console, right = screen(), ("PSNR dB", "median ms", "p90", "least", "load s", "again", "peak MB")
+    made = table(f"\n{m.mac}", "", "function", "on", *right, right=right)
+    least = {(bar.what, bar.backend): bar.psnr_min for bar in m.fidelity}
+    for each in m.latency:
+        figures = (each.median_ms, each.p90_ms, each.least_ms)
+        made.add_row(
+            escape(each.variant),
+            escape(each.function),
+            each.unit,
+            number(least.get((each.variant, measurements.BACKEND.format(each.unit))), 1),
+            *(f"{value:.2f}" for value in figures),
+            f"{each.load_s:.1f}",
+            f"{each.reload_s:.1f}",
+            f"{(each.footprint or each.peak) / 1e6:.0f}",
+        )
+    if m.latency:
         console.print(made)
-    for found in report.lint:
-        if any(each.measured for each in found.placed):
-            console.print(f"\n[bold]{escape(found.package)}[/]")
-            show_placed(found)
-            made = table("\npredicted and measured", "rule", "operation", "predicted", "measured", "×", right=("×",))
-            for row in found.calibration:
-                style = "" if row.predicted == row.measured else "yellow"
-                made.add_row(row.rule, row.type, row.predicted, row.measured, str(row.ops), style=style)
-            console.print(made)
+    for found in m.residency:
+        console.print(f"\n[bold]{escape(found.variant)}[/]")
+        show_placed(found.placed)
+        show_off(found)
+    for text in m.failures:
+        console.print(f"[yellow]Below the gate: {escape(text)}[/]")
+    for text in measurements.told(m):
+        console.print(f"[dim]Not measured: {escape(text)}[/]")
+
+
+def show_off(found: Residency) -> None:
+    """What is not on the engine, and how the linter's rules did."""
+    console, right = screen(), ("×", "of the cost")
+    made = table("\nnot on the engine", "operation", "layer", "×", "on", "predicted", "of the cost", "why", right=right)
+    for each in found.off:
+        cost = "" if each.cost is None else f"{each.cost:.2%}"
+        values = (each.type, each.layer, str(each.count), each.measured, each.predicted, cost, each.why)
+        made.add_row(*map(escape, values))
+    if found.off:
+        console.print(made)
+    made = table("\npredicted and measured", "rule", "operation", "predicted", "measured", "×", right=("×",))
+    for row in found.calibration:
+        style = "" if row.predicted == row.measured else "yellow"
+        made.add_row(escape(row.rule), escape(row.type), row.predicted, row.measured, str(row.ops), style=style)
+    console.print(made)
 
 
 def show_ranges(audit: Audit) -> None:
@@ -413,20 +454,20 @@ def show_lint(lint: Lint) -> None:
         f"{counts['warning']} warning{'s'[counts['warning'] == 1 :]}",
     )
     console.print("\n" + (f"{', '.join(words)}, {counts['info']} info" if lint.findings else "no findings"))
-    show_placed(lint)
+    show_placed(lint.placed)
     console.print("[dim]A prediction from the file; work is in floating-point operations. The rules: docs/lint.md[/]")
 
 
-def show_placed(lint: Lint) -> None:
+def show_placed(places: Sequence[Placed]) -> None:
     """Shares by device, rounded down so that 100 % means all."""
     devices: tuple[Device, ...] = ("ane", "gpu", "cpu", "unknown")
-    seen = [d for d in devices if d != "gpu" or any(d in (p.measured or p).share_of_ops for p in lint.placed)]
+    seen = [d for d in devices if d != "gpu" or any(d in (p.measured or p).share_of_ops for p in places)]
     made = table("", "", "function", "of", *seen, right=seen)
 
     def add(what: str, function: str, of: str, shares: Mapping[Device, float]) -> None:
         made.add_row(what, escape(function), of, *(percent(shares.get(device, 0)) for device in seen))
 
-    for each in lint.placed:
+    for each in places:
         add("predicted", each.function, f"{each.ops} operations", each.share_of_ops)
         add("", "", flops(each.work), each.share_of_work)
         if each.measured:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hft2ane import coreml, greedy, keys, package, protocol, records
+from hft2ane import greedy, keys, measurements, package, protocol, records
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
@@ -29,7 +29,6 @@ from hft2ane.records import (
     Fidelity,
     Greedy,
     Job,
-    Latency,
     Lint,
     Measure,
     Package,
@@ -46,13 +45,6 @@ from hft2ane.rewrite import rewrite
 Array = np.ndarray[Any, Any]
 Run = Callable[[Mapping[str, Array]], Mapping[str, Array]]  # int32 rows by input name -> outputs by name
 Runner = Callable[[int], Run]  # by length in tokens
-
-NOT_MEASURED_ELSEWHERE = (
-    "Core ML on a Mac: its own results, share of operations on the Neural Engine, latency, memory",
-)
-NO_ENGINE = "the Neural Engine: Core ML finds none on this Mac, as on a virtual one"
-SHARE = "share of operations on the Neural Engine"
-NO_PLAN = f"{SHARE}: Core ML tells it from macOS 14.4 on"
 
 
 @dataclass(frozen=True)
@@ -109,11 +101,9 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         gate = job.gates.of(each.variant)
         bars += [Bar(each.what, name, gate, runner, each.part) for name, runner in runners[each.what]]
     asked = list(rows(tokenizer, original, job.recipe.lengths, module.inputs, exported))
-    examples: dict[int, dict[Part, tuple[Row, dict[str, Array]]]] = {}
     for n, row in enumerate(asked):
         progress(f"measure at {row.length} tokens", 0.1 + 0.8 * n / len(asked))
         questions = ask(original, row, exported)
-        examples.setdefault(row.length, questions)
         for bar in bars:
             bar.compare(*questions[bar.part])
     progress("write texts", 0.9)
@@ -136,11 +126,9 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
         verify_key=keys.verify_key(digests, keys.PROTOCOL, keys.BACKEND),
         fidelity=tuple(fidelity for bar in bars if (fidelity := bar.fidelity())),
         failures=(*failures, *(f"{bar.what} ({bar.backend}): {text}" for bar in bars for text in bar.failures())),
-        not_measured=not_measured(linted),
+        not_measured=(measurements.ELSEWHERE,),
         seconds=round(time.monotonic() - started, 2),
         lint=linted,
-        mac=coreml.host() if coreml.available() else "",
-        latency=tuple(latencies(bars, examples)),
         greedy=written,
     )
     records.write(folder / "report.json", report)
@@ -152,49 +140,21 @@ def verify(folder: Path, progress: Progress = silent) -> Report:
 
 
 def judge(folder: Path, exported: Package) -> Lint:
-    """The linter's prediction, and on a Mac what Core ML plans, without the verdicts on the thousand operations that
-    are on the engine by all that is known."""
-    path, functions = folder / exported.file, [function.name for function in exported.functions]
-    planned = coreml.available() and coreml.has_engine() and coreml.has_plans()
-    found = lint(path, plan=coreml.plan(path, functions) if planned else None)
-    return replace(found, verdicts=tuple(v for v in found.verdicts if {v.predicted, v.measured} - {"ane", None}))
-
-
-def latencies(bars: Iterable["Bar"], examples: Mapping[int, Mapping[Part, tuple[Row, Any]]]) -> Iterator[Latency]:
-    """Of what ran on Core ML, each function on one row: shapes are fixed, so the others take as long."""
-    for bar in bars:
-        for length, run in bar.runs.items():
-            if isinstance(run, coreml.Runner):
-                row, _ = examples[length][bar.part]
-                yield run.latency(bar.what, row.arrays)
-
-
-def not_measured(linted: Iterable[Lint]) -> tuple[str, ...]:
-    """In words, what a report from here does not have."""
-    if not coreml.available():
-        return NOT_MEASURED_ELSEWHERE
-    if not coreml.has_engine():
-        return (NO_ENGINE, "memory")
-    if not coreml.has_plans():
-        return (NO_PLAN, "memory")
-    unknown = [f"{each.package} ({p.function})" for each in linted for p in each.placed if p.measured is None]
-    return (*(f"{SHARE} of {each}: the compute plan knows none of its operations" for each in unknown), "memory")
+    """The linter's prediction, without the verdicts on the thousand operations that are on the engine by all that is
+    known."""
+    found = lint(folder / exported.file)
+    return replace(found, verdicts=tuple(v for v in found.verdicts if v.predicted != "ane"))
 
 
 def backends(folder: Path, exported: Package) -> list[tuple[str, Runner]]:
-    """What can run the saved package here: our evaluator anywhere, Core ML's compute units on a Mac."""
-    path = folder / exported.file
-    program = open_package(path)
+    """What can run the saved package on any machine."""
+    program = open_package(folder / exported.file)
     names = {function.length: function.name for function in exported.functions}
 
     def evaluator(length: int) -> Run:
         return lambda inputs: program.evaluate(narrowed(inputs), names[length])
 
-    def core_ml(unit: str) -> Runner:
-        return lambda length: coreml.Runner(path, names[length], unit)
-
-    units = coreml.units() if coreml.available() else ()
-    return [(keys.BACKEND, evaluator), *((f"coreml-{unit}", core_ml(unit)) for unit in units)]
+    return [(keys.BACKEND, evaluator)]
 
 
 def narrowed(inputs: Mapping[str, Array]) -> dict[str, Array]:

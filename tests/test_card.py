@@ -24,14 +24,13 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hft2ane import card, keys, layout, licenses, pin, publish, records
+from hft2ane import card, keys, layout, licenses, measurements, pin, publish, records
 from hft2ane.card import markdown, plots, tables
 from hft2ane.card import release as step
 from hft2ane.errors import BadInput, GateFailed, LicenseError
 from hft2ane.records import (
     VARIANTS,
     Audit,
-    Calibrated,
     CardFields,
     Conditioned,
     Conversion,
@@ -40,12 +39,10 @@ from hft2ane.records import (
     Finding,
     Function,
     Job,
-    Latency,
     Lint,
     LintSettings,
     Made,
     Measure,
-    Measured,
     Mixture,
     Package,
     Placed,
@@ -59,6 +56,7 @@ from hft2ane.records import (
     Tensor,
     Variant,
 )
+from tests.test_measurements import MAC, synthetic
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 INPUTS = {
@@ -610,45 +608,61 @@ def test_a_warning_without_words_of_its_own_shows_the_finding(folder: Path) -> N
 
 
 def test_what_a_mac_measured(folder: Path) -> None:
-    plan = Measured(410, {"ane": 0.97561, "cpu": 0.02439}, {"ane": 0.999, "cpu": 0.001}, {})
-    places = (replace(LINT.placed[0], measured=plan),)
-    calibration = (Calibrated("", "gelu", "ane", "cpu", 6), Calibrated("gather-entry", "gather", "cpu", "cpu", 1))
-    latency = tuple(
-        Latency("float16", "main", unit, 3, 20, median, median - 0.125, 1.25)
-        for unit, median in (("CPU_ONLY", 9.5), ("CPU_AND_NE", 1.375))
-    )
-    rewritten(
-        folder / "report.json",
-        Report,
-        lint=(replace(LINT, placed=places, calibration=calibration),),
-        mac="Apple M9, macOS 15.5 (24F74)",
-        latency=latency,
-    )
-    text = text_of(card.write(folder))
-    assert "| Neural Engine share² | 97.56% |" in text
-    assert re.search(r"\| Latency², CPU\\_AND\\_NE \| 1\.38 ms \(\d+ tokens\) \|", text)
+    """From a synthetic measurement."""
+    packages = measurements.digests(records.read(folder / "export.json", Exported).packages)
+    one, other = (synthetic(replace(MAC, chip=chip), packages, "me/name-ane") for chip in ("Apple M9", "Apple M8"))
+    records.write(folder / "measurements" / "one.json", one)
+    records.write(folder / "measurements" / "other.json", other)
+    records.write(folder / "measurements" / "of-others.json", synthetic(packages={"float16": "0" * 64}))
+    release = card.write(folder)
+    text = text_of(release)
+    assert "| Neural Engine share² | 97.5% |" in text
+    for chip in ("M8", "M9"):
+        assert re.search(rf"\| Latency², Apple {chip} \(24F74\), CPU\\_AND\\_NE \| 1\.38 ms \(\d+ tokens\) \|", text)
     assert "[Measured with Core ML](#measured-with-core-ml)" in text
     assert "not measured on this host" not in text
     measured = section(text, "### Measured with Core ML")
-    assert "On Apple M9, macOS 15.5 (24F74)." in measured
-    assert "| float16 | `main` | `CPU_ONLY` | 9.50 | 9.38 | 1.2 |" in measured
-    assert "| `main` | 410 | 97.56% | 99.9% | – |" in measured
-    assert "| – | `gelu` | ane | cpu | 6 |" in measured
-    assert "gather" not in measured
-    agreed = (replace(LINT, placed=places, calibration=calibration[1:]),)
-    rewritten(folder / "report.json", Report, lint=agreed)
-    assert "Every operation in the plan is where it was predicted." in text_of(card.write(folder))
+    assert "On Apple M8, macOS 15.5 (24F74), Apple M9, macOS 15.5 (24F74)." in measured
+    figures = "70.2 | 9.50 | 10.50 | 9.00 | 9.5 | 0.2 | 200"
+    assert f"| Apple M9 (24F74) | float16 | `main` | `CPU_ONLY` | {figures} |" in measured
+    assert "| Apple M9 (24F74) | float16 | `main` | 400 | 97.5% | 99.9% | 90% |" in measured
+    assert "| Apple M9 (24F74) | float16 | `gather` | 1 | cpu | cpu | 10% | Core ML does not support it |" in measured
+    missing = section(text, "### Not measured")
+    assert "on Apple M8, macOS 15.5 (24F74): plan of float16 main: plan did not finish in 600 s" in missing
+    report = records.read(folder / "report.json", Report)
+    assert report.macs == (other, one)
+    assert (release / "reports" / "report.json").read_bytes() == (folder / "report.json").read_bytes()
+    made = records.read(release / "conversion.json", Conversion)
+    assert made.macs == measurements.named(report.macs)
+    assert made.verify_key == report.verify_key != keys.verify_key(packages, keys.PROTOCOL, keys.BACKEND)
 
 
 def test_a_mac_without_a_neural_engine(folder: Path) -> None:
-    latency = (Latency("float16", "main", "CPU_ONLY", 3, 20, 9.5, 9.25, 1.25),)
-    rewritten(
-        folder / "report.json", Report, lint=(LINT,), mac="Apple M9 (Virtual), macOS 15.5 (24F74)", latency=latency
-    )
+    packages = measurements.digests(records.read(folder / "export.json", Exported).packages)
+    mac = replace(MAC, chip="Apple M9 (Virtual)", model="VirtualMac2,1")
+    lacking = replace(synthetic(mac, packages), units=("CPU_ONLY",), residency=(), not_measured=("the Neural Engine",))
+    lacking = replace(lacking, latency=lacking.latency[:1], fidelity=lacking.fidelity[:1], unfinished=())
+    records.write(folder / "measurements" / "one.json", lacking)
     text = text_of(card.write(folder))
     assert "| Neural Engine share² | not measured |" in text
-    assert "| Latency², CPU\\_ONLY | 9.50 ms" in text
+    assert "| Latency², Apple M9 (Virtual) (24F74), CPU\\_ONLY | 9.50 ms" in text
     assert "compute plan" not in text
+    assert "- on Apple M9 (Virtual), macOS 15.5 (24F74): the Neural Engine" in text
+
+
+def test_a_new_card_keeps_what_was_measured(refreshed: Path) -> None:
+    """The report of before is what is published; a new measurement comes to it, and nothing else of it changes."""
+    old = records.read(refreshed / "previous" / "conversion.json", Conversion)
+    packages = measurements.digests(old.packages)
+    first, second = (synthetic(replace(MAC, chip=chip), packages) for chip in ("Apple M8", "Apple M9"))
+    for n, one in enumerate((first, second)):
+        rewritten(refreshed / "job.json", Job, macs=(one,))
+        release = card.refresh(refreshed)
+        report = records.read(release / "reports" / "report.json", Report)
+        assert report.macs == (first, second)[: n + 1]
+        assert records.read(release / "conversion.json", Conversion).macs == measurements.named(report.macs)
+        records.write(refreshed / "previous" / "reports" / "report.json", report)
+    assert report.fidelity == records.read(refreshed / "previous" / "reports" / "report.json", Report).fidelity
 
 
 def test_without_a_lint_there_is_no_section(folder: Path) -> None:

@@ -381,7 +381,7 @@ def test_on_a_mac_torch_is_not_needed_either(local: LocalHub, tmp_path: Path) ->
         from types import SimpleNamespace
         import numpy as np
         from hft2ane import coreml
-        class Runner:
+        class Model:
             def __init__(self, package, function, unit):
                 files = [path for path in Path(package).rglob("*") if path.is_file()]
                 assert len(files) == 3 and not any(path.is_symlink() for path in files), files
@@ -389,7 +389,7 @@ def test_on_a_mac_torch_is_not_needed_either(local: LocalHub, tmp_path: Path) ->
             def __call__(self, inputs):
                 assert Path(self.package).is_dir()
                 return {{"logits": np.zeros((1, 2), np.float16)}}
-        coreml.available, coreml.Runner = (lambda: True), Runner
+        coreml.available, coreml.Model = (lambda: True), Model
         from hft2ane.runtime import loading
         loading.sys = SimpleNamespace(platform="darwin")
         from hft2ane import load

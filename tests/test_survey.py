@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from hft2ane import keys, records, state
+from hft2ane import keys, layout, measurements, records, state
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Outcome, Wanted
+from hft2ane.records import Conversion, Outcome, Wanted
 from hft2ane.survey import Survey, model_type, owners, remember, survey
+from tests.test_measurements import synthetic
 from tests.test_plan import VERSIONS, release
 
 NAMES = [f"m{n}" for n in range(6)]
@@ -105,6 +106,31 @@ def test_what_has_changed_is_read_again(world: World, monkeypatch: pytest.Monkey
     assert len(asked) == 3 + len(WANTED) + 2 * 3
     monkeypatch.setattr(keys, "toolchain", lambda: {**VERSIONS, "torch": "9"})
     assert set(actions(survey(WANTED, world.hub)).values()) == {"convert"}
+
+
+def test_a_measurement_of_a_mac_is_read(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A synthetic one; what is settled is looked at again for it, and a file that is none is a warning."""
+    record = records.parse(world.local.files("org/m1-ane")["conversion.json"], Conversion, "m1")
+    packages = {"float16": "a" * 64}
+    key = keys.verify_key(packages, keys.PROTOCOL, keys.BACKEND)
+    source = record.source
+    done = replace(
+        record,
+        packages=(replace(record.packages[0], digest="a" * 64),),
+        verify_key=key,
+        card_key=keys.card_key(source.card, layout.legal(source.files), key, keys.presentation_digest()),
+    )
+    world.publish("org/m1-ane", records.dump(done))
+    world.run()
+    one = synthetic(packages=packages, repo="org/m1-ane")
+    monkeypatch.setattr(measurements, "FOLDER", tmp_path / "measurements")
+    records.write(measurements.FOLDER / measurements.place(one), one)
+    (measurements.FOLDER / "org--m1-ane" / "x.json").write_text("{}")
+    found, _ = world.run()
+    assert {name: action for name, action in actions(found).items() if action != "skip"} == {"m1": "card"}
+    assert found.jobs[0].macs == (one,)
+    assert len(found.warnings) == 1
+    assert "x.json is not a Measurement record" in found.warnings[0]
 
 
 def test_a_repo_that_is_gone_is_made_again(world: World) -> None:

@@ -474,7 +474,7 @@ def test_the_package_is_linted_and_an_error_fails(job: Path, monkeypatch: pytest
     assert {each.severity for each in found.findings} == {"info"}
     assert {each.predicted for each in found.verdicts} <= {"cpu", "unknown"}
     wrong = replace(found, findings=(replace(found.findings[0], severity="error", rule="rank", layer="blocks.0"),))
-    monkeypatch.setattr(verify, "lint", lambda path, plan: wrong)
+    monkeypatch.setattr(verify, "lint", lambda path: wrong)
     with pytest.raises(GateFailed, match=r"^tiny\.float16\.mlpackage: rank at blocks\.0: "):
         verify.verify(job)
 

@@ -8,7 +8,17 @@ from hft2ane import keys, layout
 from hft2ane.card.markdown import environment
 from hft2ane.card.original import joins_as_bert, mask_token, own_vocabulary, pad_token, ranges, tokens_kept
 from hft2ane.card.plots import HEADROOM, PSNR, SIZES
-from hft2ane.card.tables import STATES_MASK, contract, least_psnr, peaks, placements, specification, warnings, worst
+from hft2ane.card.tables import (
+    STATES_MASK,
+    accuracy,
+    contract,
+    least_psnr,
+    peaks,
+    placements,
+    specification,
+    warnings,
+    worst,
+)
 from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, PYTHON_FIELDS, SWIFT_TRANSFORMERS, TAGS, TASKS
 from hft2ane.errors import BadInput
 from hft2ane.records import (
@@ -124,8 +134,9 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         placements=placements(conversion.packages, report),
         variants={package.file: package.what for package in conversion.packages},
         warnings=warnings(report),
-        measured=any(p.measured for found in report.lint for p in found.placed),
-        surprises=[row for found in report.lint for row in found.calibration if row.predicted != row.measured],
+        planned=any(p.measured for mac in report.macs for found in mac.residency for p in found.placed),
+        off=[(m.mac, found.variant, each) for m in report.macs for found in m.residency for each in found.off],
+        timings=[(m, each, accuracy(m, each)) for m in report.macs for each in m.latency],
         psnr_plot=PSNR,
         sizes_plot=SIZES if len({p.variant for p in conversion.packages}) > 1 else None,
         worst=worst(report),

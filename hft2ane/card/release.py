@@ -5,7 +5,7 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hft2ane import keys, layout, records
+from hft2ane import keys, layout, measurements, records
 from hft2ane.card.folder import copy, link, package_sums, small_files, sums, whole
 from hft2ane.card.plots import HEADROOM, PSNR, SIZES, plot_headroom, plot_psnr, plot_sizes
 from hft2ane.card.readme import readme
@@ -23,6 +23,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
     it; whether it allows publishing is `publish`'s to judge."""
     job, source = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
     exported, report = records.read(folder / "export.json", Exported), records.read(folder / "report.json", Report)
+    report = measurements.merge(report, measurements.digests(exported.packages), measurements.taken(folder))
     conversion = Conversion(
         source=source,
         recipe=job.recipe,
@@ -43,6 +44,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
         generation=exported.generation,
         major=job.major,
         made=exported.made,
+        macs=measurements.named(report.macs),
     )
     check_report(report, conversion, folder)
     with whole(folder / "release") as release:
@@ -52,6 +54,7 @@ def write(folder: Path, progress: Progress = silent) -> Path:
             link(folder / package.file, release / package.file)
         present(release, job, conversion, report, exported.audit, progress)
         sums(release, {}, progress)
+    records.write(folder / "report.json", report)
     progress("card", 1.0)
     return folder / "release"
 
@@ -70,8 +73,10 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
     job, fresh = records.read(folder / "job.json", Job), records.read(folder / "source.json", Source)
     previous = folder / "previous"
     old = records.read(previous / "conversion.json", Conversion)
-    measured = folder if job.action == "verify" else previous / "reports"
-    report = records.read(measured / "report.json", Report)
+    published = records.read(previous / "reports" / "report.json", Report)
+    report = records.read(folder / "report.json", Report) if job.action == "verify" else published
+    macs = [*published.macs, *job.macs, *measurements.taken(folder)]
+    report = measurements.merge(report, measurements.digests(old.packages), macs)
     audit = records.read(previous / "reports" / "ranges.json", Audit)
     check_report(report, old, previous)
     conversion = replace(
@@ -84,6 +89,7 @@ def refresh(folder: Path, progress: Progress = silent) -> Path:
         psnr=least_psnr(report),
         major=job.major,
         retired=job.retired,
+        macs=measurements.named(report.macs),
     )
     with whole(folder / "release") as release:
         copy(small_files(layout.shaping(old.source.files)), previous, release)

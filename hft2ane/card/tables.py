@@ -5,13 +5,24 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hft2ane import records
+from hft2ane import measurements, records
 from hft2ane.card.markdown import code, down, megabytes, share, systems
 from hft2ane.card.plots import Sized
 from hft2ane.card.words import PRECISIONS, WARNINGS
-from hft2ane.records import Conversion, Finding, Measure, Package, Report, Task, Tensor
+from hft2ane.records import (
+    ENGINE,
+    Conversion,
+    Finding,
+    Latency,
+    Measure,
+    Measurement,
+    Package,
+    Report,
+    Task,
+    Tensor,
+    Unit,
+)
 
-ENGINE = "CPU_AND_NE"  # coremltools' name of the compute units that an app asks for
 STATES_MASK = "encoder_attention_mask"
 WORST = 3  # inputs that are shown of one package
 
@@ -45,26 +56,32 @@ def specification(conversion: Conversion, report: Report) -> list[list[object]]:
 
 
 def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
-    """The least share of any function, and the latency of each on what an app would ask for."""
-    if not report.mac:
+    """The least share of any function on any Mac, and for each Mac the latency on what an app would ask for."""
+    if not report.macs:
         return [["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
-    engine = {
-        found.package: min(p.measured.share_of_ops.get("ane", 0.0) for p in found.placed if p.measured)
-        for found in report.lint
-        if any(p.measured for p in found.placed)
-    }
-    unit = max((each.unit for each in report.latency), key=lambda unit: unit == ENGINE, default="")
-    taken = [each for each in report.latency if each.unit == unit]
+    engine: dict[str, float] = {}
+    for found in (each for m in report.macs for each in m.residency):
+        for measured in (placed.measured for placed in found.placed if placed.measured):
+            least = measured.share_of_ops.get("ane", 0.0)
+            engine[found.variant] = min(least, engine.get(found.variant, least))
 
-    def latency(package: Package) -> str:
+    def latency(package: Package, m: Measurement, unit: Unit) -> str:
         tokens = {f.name: f"{f.length} tokens" for f in package.functions}
-        own = [each for each in taken if each.variant == package.what]
+        own = [each for each in m.latency if (each.variant, each.unit) == (package.what, unit)]
         return ", ".join(f"{each.median_ms:.2f} ms ({tokens[each.function]})" for each in own) or "not measured"
 
-    return [
-        ["Neural Engine share²", *(share(engine[p.file]) if p.file in engine else "not measured" for p in packages)],
-        [f"Latency², {unit}" if unit else "Latency²", *map(latency, packages)],
-    ]
+    shares = (share(engine[p.what]) if p.what in engine else "not measured" for p in packages)
+    rows: list[list[object]] = [["Neural Engine share²", *shares]]
+    for m in report.macs:
+        unit: Unit = ENGINE if ENGINE in m.units else m.units[0]
+        rows.append([f"Latency², {m.mac.short}, {unit}", *(latency(p, m, unit) for p in packages)])
+    return rows
+
+
+def accuracy(m: Measurement, of: Latency) -> float | None:
+    """PSNR of the worst row in the same package on the same unit; None: it did not compute them all."""
+    backend = measurements.BACKEND.format(of.unit)
+    return next((bar.psnr_min for bar in m.fidelity if (bar.what, bar.backend) == (of.variant, backend)), None)
 
 
 def worst(report: Report) -> list[tuple[str, Measure]]:

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 
-from hft2ane.cli import catalogue, models, night, packages, releases, steps, use, worker
+from hft2ane.cli import catalogue, macs, models, night, packages, releases, steps, use, worker
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
@@ -24,6 +24,7 @@ examples:
   hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
   hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
   hft2ane try my-org/all-MiniLM-L6-v2-ane "How do I reset my password?"
+  hft2ane measure my-org/all-MiniLM-L6-v2-ane                on a Mac: what Core ML does with a release
   hft2ane run --organization my-org                          plan, convert, verify, publish
   hft2ane site --organization my-org                         the catalogue of what is published
 
@@ -92,6 +93,6 @@ def parser() -> argparse.ArgumentParser:
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, catalogue, steps, packages, use, worker):
+    for group in (night, models, releases, catalogue, steps, packages, macs, use, worker):
         group.add(commands)
     return top

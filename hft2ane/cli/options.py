@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hft2ane import records
-from hft2ane.records import Variant
+from hft2ane.records import Unit, Variant
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -62,6 +62,13 @@ def number(text: str) -> int:
     if not text.isdecimal() or not 1 <= int(text) <= 1000:
         raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 to 1000")
     return int(text)
+
+
+def units(text: str) -> tuple[Unit, ...]:
+    names = text.split(",")
+    if unknown := [name for name in names if name not in records.UNITS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(records.UNITS)}")
+    return tuple(unit for unit in records.UNITS if unit in names)
 
 
 def paths(options: argparse.Namespace) -> list[Path]:

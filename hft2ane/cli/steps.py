@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hft2ane import records
 from hft2ane.cli.options import Commands, quieten
-from hft2ane.records import Job, Progress
+from hft2ane.records import Job, Progress, Report
 
 
 def add(commands: Commands) -> None:
@@ -69,7 +69,8 @@ def verify(options: argparse.Namespace) -> int:
     from hft2ane.terminal import bar, show_report
 
     with bar(options.folder.name) as progress:
-        report = step.verify(options.folder, progress)
+        report = step.verify(options.folder, lambda what, share: progress(what, 0.7 * share))
+        report = on_a_mac(options.folder, lambda what, share: progress(what, 0.7 + 0.3 * share)) or report
     show_report(report)
     return 0
 
@@ -111,17 +112,26 @@ def build(options: argparse.Namespace) -> int:
 
 
 def steps(folder: Path, progress: Progress, enter: Callable[[str], None] = lambda stage: None) -> None:
-    """Export, verify and card, as shares of one whole; `enter` is told when each begins. What is only to be measured
-    again is there already."""
+    """Export, verify, on a Mac with what Core ML says, and card, as shares of one whole; `enter` is told when each
+    begins. What is only to be measured again is there already."""
     from hft2ane import card, export, verify
 
     if records.read(folder / "job.json", Job).action != "verify":
         enter("export")
         export.export(folder, lambda what, share: progress(what, 0.3 * share))
     enter("verify")
-    verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.6 * share))
+    verify.verify(folder, lambda what, share: progress(what, 0.3 + 0.4 * share))
+    enter("measure")
+    on_a_mac(folder, lambda what, share: progress(what, 0.7 + 0.2 * share))
     enter("card")
     card.make(folder, lambda what, share: progress(what, 0.9 + 0.1 * share))
+
+
+def on_a_mac(folder: Path, progress: Progress) -> Report | None:
+    """The report of a verified folder with this Mac's measurement. None: this is no Mac. GateFailed."""
+    from hft2ane import coreml, measure
+
+    return measure.into(folder, progress) if coreml.available() else None
 
 
 def tell_stage(stage: str) -> None:

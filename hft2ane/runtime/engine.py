@@ -15,6 +15,7 @@ import numpy as np
 
 from hft2ane import coreml
 from hft2ane.errors import EvaluationError
+from hft2ane.records import ENGINE
 from hft2ane.runtime.contract import Function, Package, Port
 
 Array = np.ndarray[Any, Any]
@@ -26,7 +27,7 @@ class Engine:
 
     def __init__(self, path: Path, package: Package) -> None:
         self.path, self.package = path, package
-        self._runners: dict[str, coreml.Runner] = {}
+        self._models: dict[str, coreml.Model] = {}
         self._run: Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
         if coreml.available():
             self._plain()
@@ -44,9 +45,9 @@ class Engine:
         return {name: v.astype(np.float32) if v.dtype.kind == "f" else v for name, v in found.items()}
 
     def _predict(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        if function not in self._runners:
-            self._runners[function] = coreml.Runner(self.path, function, coreml.ENGINE)
-        return self._runners[function](inputs)
+        if function not in self._models:
+            self._models[function] = coreml.Model(self.path, function, ENGINE)
+        return self._models[function](inputs)
 
     def _plain(self) -> None:
         """The Hub's cache has symbolic links, with which coremltools has trouble (huggingface_hub#1240): it gets the

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Literal
 
 from hft2ane import records, state
-from hft2ane.card.tables import ENGINE, least_psnr
+from hft2ane.card.tables import least_psnr
 from hft2ane.card.words import LOSSY
 from hft2ane.errors import BadInput, ModelNotFound
 from hft2ane.hub import VERSION, Hub, Repo
-from hft2ane.records import SCHEMA, STRICT, Conversion, Outcome, Package, Report, Run, Task, Variant, Wanted
+from hft2ane.records import ENGINE, SCHEMA, STRICT, Conversion, Outcome, Package, Report, Run, Task, Variant, Wanted
 from hft2ane.survey import MARK
 
 THREADS = 8
@@ -59,7 +59,7 @@ class Release:
 @dataclass(frozen=True)
 class Offer:
     """A variant of a model, of one file or of several. PSNR in dB, the least of its files; `latency_ms`: medians on the
-    Neural Engine by function, empty where not measured."""
+    Neural Engine by function and Mac, empty where not measured."""
 
     __pydantic_config__ = STRICT
     variant: Variant
@@ -255,8 +255,9 @@ def offers(release: Release) -> Iterator[Offer]:
         bars = [bar for bar in release.report.fidelity if bar.what in named]
         agreements = [bar.top1 for bar in bars if bar.top1 is not None]
         latencies = {
-            f"{each.variant} {each.function}".removeprefix(f"{variant} "): each.median_ms
-            for each in release.report.latency
+            f"{each.variant} {each.function}, {m.mac.short}".removeprefix(f"{variant} "): each.median_ms
+            for m in release.report.macs
+            for each in m.latency
             if each.variant in named and each.unit == ENGINE
         }
         yield Offer(

@@ -128,6 +128,8 @@ def judged(graph: Graph, hits: Iterable[tuple[Rule, Hit]], planned: Sequence[Pla
                 predicted=device,
                 why=why,
                 measured=measured.device if measured else None,
+                supported=measured.supported if measured else (),
+                cost=measured.cost if measured else None,
             )
         )
     return verdicts
