@@ -56,7 +56,7 @@ from hft2ane.records import (
     Tensor,
     Variant,
 )
-from tests.test_measurements import MAC, synthetic
+from tests.synthetic import MAC, synthetic
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
 INPUTS = {

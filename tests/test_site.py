@@ -16,11 +16,12 @@ from hft2ane.cli import main
 from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Conversion, Outcome, Run, Task, Variant, Wanted
+from hft2ane.records import Conversion, Mac, Outcome, Run, Task, Variant, Wanted
 from hft2ane.site import build
 from hft2ane.site.collect import Catalogue, Collected, Release, arrange, plots, snippets
 from hft2ane.site.pages import KINDS, STATIC, index, pages, templates
 from tests.releases import files, nights, png, publish, release
+from tests.synthetic import synthetic
 from tests.test_card import job_folder
 from tests.webpage import Page, faults
 
@@ -28,7 +29,12 @@ EVIL = "</td><script>alert(1)</script>\"'><img src=x onerror=alert(1)> {{ 7*7 }}
 MODELS = [
     release("up/m0", variants=("float16", "int8", "mixed-4"), lengths=(64, 128), psnr=80.0),
     release(
-        "Up/m1", task="sentence-embedding", family="roberta", license="mit", size=9_000_000, mac="Apple M4, macOS 26.1"
+        "Up/m1",
+        task="sentence-embedding",
+        family="roberta",
+        license="mit",
+        size=9_000_000,
+        mac=Mac("Apple M4", "Mac16,10", 2**34, "26.1", "25B78"),
     ),
     release("up/m2", task="text-generation", family="deberta-v2", license="cc-by-4.0", size=700_000_000, psnr=55.0),
     release("up/m3", retired="its author withdrew it"),
@@ -171,7 +177,7 @@ def test_the_page_of_a_model(built: World) -> None:
         f"{hub}/up/m0/tree/{MODELS[0].conversion.source.commit}",
         f"{hub}/org/m0-ane/resolve/{commit}/assets/psnr-float16-mil-declared.png",
     } <= set(page.targets)
-    assert "1.23 ms (main)" in Page(built.text("models/m1-ane.html")).text
+    assert "1.23 ms (main, Apple M4 (25B78))" in Page(built.text("models/m1-ane.html")).text
     assert "7 are the same to the end" in Page(built.text("models/m2-ane.html")).text
     assert "Retired : its author withdrew it." in Page(built.text("models/m3-ane.html")).text
 
@@ -349,7 +355,8 @@ def hostile() -> Release:
         made, source=source, license=EVIL, family=EVIL, original=EVIL, hft2ane=EVIL, retired=EVIL, packages=(package,),
         toolchain={EVIL: EVIL}, protocol=EVIL,
     )  # fmt: skip
-    report = replace(report, protocol=EVIL, fidelity=bars, not_measured=(EVIL,), mac=EVIL, lint=())
+    evil_mac = replace(synthetic(Mac(EVIL, EVIL, 1, EVIL, EVIL)), failures=(EVIL,))
+    report = replace(report, protocol=EVIL, fidelity=bars, not_measured=(EVIL,), macs=(evil_mac,), lint=())
     shown = tuple(replace(plot, about=EVIL) for plot in base.plots)
     return replace(base, conversion=made, report=report, plots=shown, snippets={"python": EVIL, "swift": EVIL})
 

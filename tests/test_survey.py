@@ -13,7 +13,7 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records import Conversion, Outcome, Wanted
 from hft2ane.survey import Survey, model_type, owners, remember, survey
-from tests.test_measurements import synthetic
+from tests.synthetic import synthetic
 from tests.test_plan import VERSIONS, release
 
 NAMES = [f"m{n}" for n in range(6)]
