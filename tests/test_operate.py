@@ -90,7 +90,8 @@ def test_the_variables_exist() -> None:
 def test_the_errors_exist_and_each_has_its_line() -> None:
     table = MANUAL.split("| `kind` |", 1)[1].split("\n\n")[0]
     named = set(re.findall(r"`([A-Z]\w+)`", "\n".join(line.split(" | ")[0] for line in table.splitlines())))
-    known = {name for name, each in vars(errors).items() if isinstance(each, type)}
+    kinds = {name: each for name, each in vars(errors).items() if isinstance(each, type)}
+    known = {name for name, each in kinds.items() if not issubclass(each, Warning)}  # no night fails of a warning
     assert named <= known
     covered = {name for name in known if {each.__name__ for each in getattr(errors, name).__mro__} & named}
     above = {"Hft2aneError", "SourceError", "Unavailable"}
