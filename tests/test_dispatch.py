@@ -222,11 +222,16 @@ def test_machines_that_do_something_else_are_waited_for(machines: Machines, monk
 def test_a_night_that_ends_early_takes_all_its_runs_along(machines: Machines) -> None:
     """Also one that the server made, and that we were ended before we knew of."""
     theirs = machines.run(replace(JOB, repo="ane/by-hand"))
-    with pytest.raises(KeyboardInterrupt), Pool.opened(lambda *what: None) as pool:
-        pool.start(JOB)
-        known = only(pool)
-        unknown = machines.run(replace(JOB, repo="ane/two"), idempotency_key=f"{pool.night}/ane/two/1")
-        raise KeyboardInterrupt
-    assert machines.state(known) == StateType.CANCELLED
-    assert machines.state(unknown.id) == StateType.CANCELLED
+    ours: list[UUID] = []
+
+    def night() -> None:
+        with Pool.opened(lambda *what: None) as pool:
+            pool.start(JOB)
+            unknown = machines.run(replace(JOB, repo="ane/two"), idempotency_key=f"{pool.night}/ane/two/1")
+            ours.extend((only(pool), unknown.id))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        night()
+    assert [machines.state(run) for run in ours] == [StateType.CANCELLED] * 2
     assert machines.state(theirs.id) == StateType.SCHEDULED
