@@ -11,10 +11,10 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import psutil
 
@@ -76,9 +76,11 @@ def build(folder: Path, limits: Limits, progress: Progress) -> None:
             start_new_session=True,
         )
     assert process.stdout is not None
-    with Watch(process, folder, limits).running() as watch:
-        failure = listen(process.stdout, log, progress, watch.enter)
-    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        with Watch(process, folder, limits).running() as watch:
+            failure = listen(process.stdout, log, progress, watch.enter)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     if watch.stopped:
         raise watch.stopped
     if failure:
@@ -96,10 +98,15 @@ class Watch:
         self.stopped: errors.Hft2aneError | None = None
         self.least_free = limits.free(folder)
         self.done = threading.Event()
+        self.seen: set[psutil.Process] = set()  # of them one may have left the group
+        self.entered = {"start"}
         self.stage, self.allowed, self.began = "start", limits.start, time.monotonic()
 
     def enter(self, stage: str) -> None:
-        self.stage, self.allowed, self.began = stage, self.limits.stages[stage], time.monotonic()
+        """Once each: a stage that is told of again gets no more time."""
+        if stage not in self.entered:
+            self.entered.add(stage)
+            self.stage, self.allowed, self.began = stage, self.limits.stages[stage], time.monotonic()
 
     @contextlib.contextmanager
     def running(self) -> Iterator["Watch"]:
@@ -112,22 +119,36 @@ class Watch:
         finally:
             self.done.set()
             looking.join()
-            kill_group(self.process)
+            self.kill()
             self.process.communicate()
 
     def look(self) -> None:
+        """Until it has ended. What it started and left behind goes then: it may hold the pipe that we read."""
         while not self.done.wait(EVERY):
-            self.stopped = self.over()
-            if self.stopped:
-                kill_group(self.process)
+            if self.process.poll() is None:
+                try:
+                    self.stopped = self.over()
+                except Exception as err:  # noqa: BLE001 - it must not run unwatched
+                    self.stopped = errors.Hft2aneError(f"stopped: it cannot be watched: {type(err).__name__}: {err}")
+            if self.stopped or self.process.returncode is not None:
+                self.kill()
                 return
+
+    def kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already
+            os.killpg(self.process.pid, signal.SIGKILL)
+        for each in self.seen:
+            with contextlib.suppress(psutil.Error):
+                each.kill()
 
     def over(self) -> errors.Hft2aneError | None:
         """Which limit it is over."""
         if time.monotonic() - self.began > self.allowed:
             doing = "it did not start" if self.stage == "start" else f"its stage {self.stage} did not end"
             return errors.OverLimit(f"stopped: {doing} within {self.allowed:g} s")
-        if (used := memory(self.process.pid)) > self.limits.memory:
+        now = family(self.process.pid)
+        self.seen |= set(now)
+        if (used := memory(now)) > self.limits.memory:
             return errors.OverLimit(
                 f"stopped in its stage {self.stage}: it took {used / 1e9:.1f} GB of memory, "
                 f"and may take {self.limits.memory / 1e9:.1f}"
@@ -140,20 +161,21 @@ class Watch:
         return None
 
 
-def memory(pid: int) -> int:
-    """Bytes of memory that a process and those it started hold."""
-    held = 0
-    with contextlib.suppress(psutil.NoSuchProcess):
+def family(pid: int) -> list[psutil.Process]:
+    """A process, and those it started."""
+    with contextlib.suppress(psutil.Error):
         parent = psutil.Process(pid)
-        for each in (parent, *parent.children(recursive=True)):
-            with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-                held += each.memory_info().rss
+        return [parent, *parent.children(recursive=True)]
+    return []
+
+
+def memory(processes: Sequence[psutil.Process]) -> int:
+    """Bytes that they hold."""
+    held = 0
+    for each in processes:
+        with contextlib.suppress(psutil.Error):
+            held += each.memory_info().rss
     return held
-
-
-def kill_group(process: "subprocess.Popen[str]") -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already
-        os.killpg(process.pid, signal.SIGKILL)
 
 
 def listen(lines: IO[str], log: Path, progress: Progress, enter: Callable[[str], None]) -> errors.Hft2aneError | None:
@@ -161,28 +183,26 @@ def listen(lines: IO[str], log: Path, progress: Progress, enter: Callable[[str],
     log."""
     failure = None
     for line in lines:
-        message = parsed(line)
-        if message.get("stage") in STAGES:
-            enter(message["stage"])
-        elif "share" in message:
-            progress(str(message["what"]), float(message["share"]))
-        elif "error" in message:
-            failure = error(message["error"])
-        else:
-            with log.open("a") as file:
-                file.write(line)
+        match parsed(line):
+            case {"stage": str(stage)} if stage in STAGES:
+                enter(stage)
+            case {"what": str(what), "share": float() | int() as share}:
+                progress(what, share)
+            case {"error": {"kind": str(kind), "text": str(text)}}:
+                failure = error(kind, text)
+            case _:
+                with log.open("a") as file:
+                    file.write(line)
     return failure
 
 
-def parsed(line: str) -> dict[str, Any]:
+def parsed(line: str) -> object:
     with contextlib.suppress(ValueError):
-        message = json.loads(line)
-        if isinstance(message, dict):
-            return message
-    return {}
+        return json.loads(line)
+    return None
 
 
-def error(told: dict[str, str]) -> errors.Hft2aneError | None:
+def error(name: str, text: str) -> errors.Hft2aneError | None:
     """The error by the name of its class; None: a name that is none of ours."""
-    kind = getattr(errors, told["kind"], None)
-    return kind(told["text"]) if isinstance(kind, type) and issubclass(kind, errors.Hft2aneError) else None
+    kind = getattr(errors, name, None)
+    return kind(text) if isinstance(kind, type) and issubclass(kind, errors.Hft2aneError) else None

@@ -33,8 +33,10 @@ from hft2ane.hub import Hub
 from hft2ane.records import Conversion, Job, Outcome, Progress, Published, Report, silent
 from hft2ane.survey import begin, folder_of, model_type
 
+# Why one machine cannot do what another may.
+REFUSALS = (WorkerMismatch.__name__, NoSpace.__name__)
 ANSWER = "outcome"  # the type of the artifact that a run leaves
-HOLD = 60.0  # seconds that a worker which can do no job keeps each, so that it does not empty the queue
+HOLD = 60.0  # seconds that a worker which cannot do a job keeps it, so that it does not empty the queue
 WORK = "~/.cache/hft2ane/work"
 TOLD = 5.0  # seconds between two updates of a progress bar
 TAIL = 40  # lines of a failed conversion's log that go to the run's
@@ -68,10 +70,11 @@ def convert_model(job: dict[str, Any], lock: str | None = None, work: str | None
     try:
         check_lock(lock)
     except WorkerMismatch as err:
-        time.sleep(HOLD)
         found = failure(line, err)
     else:
         found = convert(line, place, Hub(), Bar(line.repo))
+    if found.kind in REFUSALS:
+        time.sleep(HOLD)
     found = replace(found, log=page())
     answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=records.dump(found).decode())
     patiently(answer.create)

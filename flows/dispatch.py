@@ -25,6 +25,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
+    WorkPoolFilter,
+    WorkPoolFilterName,
 )
 from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.deployments import run_deployment
@@ -35,7 +37,7 @@ from prefect.utilities.urls import url_for
 from flows import convert_model
 from flows.patience import patiently
 from hft2ane import records
-from hft2ane.errors import BadInput, Hft2aneError, NoWorker, WorkerLost, WorkerMismatch
+from hft2ane.errors import BadInput, Hft2aneError, NoWorker, WorkerLost
 from hft2ane.hub import Hub
 from hft2ane.records import Job, Outcome, Progress
 
@@ -43,8 +45,9 @@ DEPLOYMENT = "convert-model/mac"
 TRIES = 3
 POLL = 2.0  # seconds between looks at the runs
 PATIENCE = 7200.0  # seconds without any machine that takes jobs up
-# A run that may still be going.
-GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.CANCELLING, StateType.PAUSED]
+# A run that goes on by itself. One that is being cancelled does not, and nobody may be there to end it.
+GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
+TAG = "hft2ane"  # of the runs that nights dispatch
 
 T = TypeVar("T")
 Told = Callable[[str, str, float], None]  # model id, what it does, share done
@@ -83,10 +86,13 @@ class Here:
 
 @dataclass
 class Flying:
-    """A run of the pool: its job, and the number of the try."""
+    """A run of the pool: its job, and the number of the try. `losses`: of the tries before, how many were lost;
+    `refused`: the machines that could not do it; `began`: when it was first tried."""
 
     job: Job
-    tries: int
+    tries: int = 1
+    losses: int = 0
+    refused: frozenset[str] = frozenset()
     began: float = field(default_factory=time.monotonic)
     seen: str = ""  # its state when it was last looked at
 
@@ -132,70 +138,132 @@ class Pool:
         workers = self.ask(lambda: self.client.read_workers_for_work_pool(self.pool))
         return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
-    def left_behind(self) -> dict[bytes, FlowRun]:
-        """Runs that an earlier night dispatched and that have not ended, by the job that they do."""
-        runs = self.ask(
+    def going(self) -> list[FlowRun]:
+        """Runs of the deployment that have not ended, whoever dispatched them."""
+        return self.ask(
             lambda: self.client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self.deployment])),
                 flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=GOING))),
             )
         )
-        return {job_key(run.parameters["job"]): run for run in runs if "job" in run.parameters}
 
-    def start(self, job: Job, tries: int = 1) -> None:
-        told = json.loads(records.dump(job))
-        if run := self.left.pop(job_key(told), None):
-            self.log.info("%s: its run of an earlier night is still going", job.id)
-            self.flying[run.id] = Flying(job, tries)
-            return
+    def left_behind(self) -> dict[str, list[FlowRun]]:
+        """Runs that an earlier night dispatched and that have not ended, by the repo that they are for."""
+        found: dict[str, list[FlowRun]] = {}
+        for run in self.going():
+            if isinstance(job := run.parameters.get("job"), dict):
+                found.setdefault(str(job.get("repo")), []).append(run)
+        return found
+
+    def start(self, job: Job) -> None:
+        if not self.takes_over(job):
+            self.dispatch(Flying(job))
+
+    def takes_over(self, job: Job) -> bool:
+        """Whether a run of an earlier night does this job. One that does another one for the same repo is called back:
+        it might publish later than ours."""
+        taken, wanted = False, job_key(json.loads(records.dump(job)))
+        for run in self.left.pop(job.repo, []):
+            if not taken and job_key(run.parameters["job"]) == wanted:
+                self.log.info("%s: its run of an earlier night is still going", job.id)
+                self.flying[run.id], taken = Flying(job), True
+            elif TAG in run.tags:
+                self.log.info("%s: its run of an earlier night is called back", job.id)
+                self.call_back(run.id, "a later night does it")
+        return taken
+
+    def dispatch(self, flying: Flying) -> None:
+        job = flying.job
         made = self.ask(
             lambda: run_deployment(
                 DEPLOYMENT,
-                parameters={"job": told},
+                parameters={"job": json.loads(records.dump(job))},
                 timeout=0,
                 flow_run_name=job.repo,
-                idempotency_key=f"{self.night}/{job.repo}/{tries}",
-                tags=["hft2ane"],
+                idempotency_key=f"{self.night}/{job.repo}/{flying.tries}",
+                tags=[TAG],
             )
         )
         assert isinstance(made, FlowRun)  # a coroutine in async code only
-        self.flying[made.id] = Flying(job, tries)
+        self.flying[made.id] = flying
 
     def ended(self) -> list[Outcome]:
         while self.flying:
             time.sleep(POLL)
-            if outcomes := [outcome for run in self.runs() for outcome in self.look(run)]:
+            if outcomes := list(self.look_around()):
                 return outcomes
             if time.monotonic() - self.alive > PATIENCE:
-                return self.give_up()
+                if not self.busy():
+                    return self.give_up()
+                self.alive = time.monotonic()
         return []
 
-    def runs(self) -> Iterator[FlowRun]:
+    def busy(self) -> bool:
+        """Whether the machines do something else, such as an audit."""
+        return bool(
+            self.ask(
+                lambda: self.client.read_flow_runs(
+                    work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self.pool])),
+                    flow_run_filter=FlowRunFilter(
+                        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+                    ),
+                    limit=1,
+                )
+            )
+        )
+
+    def look_around(self) -> Iterator[Outcome]:
         ids = list(self.flying)
         for first in range(0, len(ids), 100):
-            some = FlowRunFilter(id=FlowRunFilterId(any_=ids[first : first + 100]))
-            yield from self.ask(lambda some=some: self.client.read_flow_runs(flow_run_filter=some, limit=100))  # type: ignore[misc]
+            some = ids[first : first + 100]
+            which = FlowRunFilter(id=FlowRunFilterId(any_=some))
+            runs = self.ask(lambda which=which: self.client.read_flow_runs(flow_run_filter=which, limit=100))  # type: ignore[misc]
+            there = {run.id: run for run in runs}
+            for id in some:
+                yield from self.look(id, there.get(id))
 
-    def look(self, run: FlowRun) -> Iterator[Outcome]:
+    def look(self, id: UUID, run: FlowRun | None) -> Iterator[Outcome]:
         """The outcome of a run that has ended, unless it is tried again."""
-        state, flying = run.state, self.flying[run.id]
-        if state is None or not state.is_final():
-            name = (state and state.name) or ""
-            if state is not None and state.is_running():
+        flying = self.flying[id]
+        if run and not (run.state and run.state.is_final()):
+            name = (run.state and run.state.name) or ""
+            if run.state and run.state.is_running():
                 self.alive = time.monotonic()
             if name != flying.seen:
                 flying.seen = name
                 self.tell(flying.job.id, name.lower(), 0.0)
             return
         self.alive = time.monotonic()
-        del self.flying[run.id]
-        found = replace(self.outcome(run, flying.job), tries=flying.tries)
-        if found.kind in (WorkerLost.__name__, WorkerMismatch.__name__) and flying.tries < TRIES:
+        del self.flying[id]
+        found = replace(self.told(run, flying.job), tries=flying.tries)
+        if again := self.once_more(flying, found):
             self.log.warning("%s: try %d: %s", found.id, flying.tries, found.error)
-            self.start(flying.job, flying.tries + 1)
+            self.dispatch(again)
             return
         self.tell(found.id, found.status, 1.0)
         yield found
+
+    def once_more(self, flying: Flying, found: Outcome) -> Flying | None:
+        """Its next try; None: there is none. A loss counts. That a machine cannot do it says nothing of the others, and
+        it may well be the first to take it up again: so that counts not, while there are others, for a while."""
+        tries = flying.tries + 1
+        if found.kind == WorkerLost.__name__ and flying.losses + 1 < TRIES:
+            return replace(flying, tries=tries, losses=flying.losses + 1, seen="")
+        if found.kind in convert_model.REFUSALS and time.monotonic() - flying.began < PATIENCE:
+            refused = flying.refused | {found.worker}
+            if len(refused) < self.online():
+                return replace(flying, tries=tries, refused=refused, seen="")
+        return None
+
+    def told(self, run: FlowRun | None, job: Job) -> Outcome:
+        """The outcome of a run that has ended. None: it is not there any more."""
+        if run is None:
+            err = WorkerLost("the server does not know its run any more: it was deleted, or the server is another one")
+            return replace(convert_model.failure(job, err), worker="")
+        try:
+            return self.outcome(run, job)
+        except BadInput as err:  # of an earlier night's run, another version's
+            return replace(convert_model.failure(job, err), worker="")
 
     def outcome(self, run: FlowRun, job: Job) -> Outcome:
         """As the run told it, or what its end tells of it."""
@@ -226,10 +294,15 @@ class Pool:
         return [replace(convert_model.failure(each.job, NoWorker(why)), worker="") for each in flying]
 
     def cancel(self) -> None:
-        for run in self.flying:
-            with contextlib.suppress(ObjectNotFound):  # deleted by hand
-                self.ask(lambda run=run: self.client.set_flow_run_state(run, Cancelling(message="its night has ended")))  # type: ignore[misc]
+        """All runs of this night; also one that the server has made and whose answer we did not wait for."""
+        ours = {run.id for run in self.going() if (run.idempotency_key or "").startswith(f"{self.night}/")}
+        for id in self.flying.keys() | ours:
+            self.call_back(id, "its night has ended")
         self.flying.clear()
+
+    def call_back(self, run: UUID, why: str) -> None:
+        with contextlib.suppress(ObjectNotFound):  # deleted by hand
+            self.ask(lambda: self.client.set_flow_run_state(run, Cancelling(message=why)))
 
 
 def job_key(job: Any) -> bytes:

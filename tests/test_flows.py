@@ -1,5 +1,6 @@
 """The nightly flow on a real Prefect in this process, over a Hub on this machine; and its child process."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -413,6 +414,55 @@ def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_p
     assert gone(int((tmp_path / "pid").read_text()))
 
 
+def test_a_stage_that_is_told_of_again_gets_no_more_time(stand_in: Path, tmp_path: Path) -> None:
+    stand_in.write_text("""#!/bin/sh\nwhile :; do echo '{"stage": "export"}'; sleep 0.2; done\n""")
+    with pytest.raises(errors.OverLimit, match="its stage export did not end within 1 s"):
+        build(tmp_path, stages={"export": 1.0})
+
+
+# Long enough that it is seen, also on a busy machine.
+LEAVES = """\
+import subprocess, sys, time
+print(subprocess.Popen(["sleep", "600"], start_new_session=True).pid, file=open(sys.argv[1], "w"))
+time.sleep(2)
+"""
+
+
+@pytest.mark.parametrize(("then", "start"), [("wait; sleep 600", 4.0), ("wait", 300.0)])
+def test_what_left_the_child_s_group_does_not_outlive_it(
+    stand_in: Path, tmp_path: Path, then: str, start: float
+) -> None:
+    """It holds the pipe that we read: we would wait as long as it lives, past all limits."""
+    stand_in.write_text(f"#!/bin/sh\n'{PYTHON}' -c '{LEAVES}' {tmp_path}/pid &\n{then}\n")
+    with pytest.raises(errors.OverLimit) if start < 10 else contextlib.nullcontext():
+        build(tmp_path, start=start)
+    assert gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_child_that_cannot_be_watched_is_stopped(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in.write_text("#!/bin/sh\nsleep 600\n")
+
+    def family(pid: int) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(child, "family", family)
+    with pytest.raises(errors.Hft2aneError, match="it cannot be watched: PermissionError"):
+        build(tmp_path)
+
+
+def test_a_conversion_that_is_interrupted_leaves_no_temporary_files(stand_in: Path, tmp_path: Path) -> None:
+    stand_in.write_text("""#!/bin/sh\ntouch $TMPDIR/large\necho '{"what": "it", "share": 0.5}'\nsleep 600\n""")
+
+    def interrupt(what: str, share: float) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child.build(tmp_path / "job", child.Limits(), interrupt)
+    assert [each.name for each in (tmp_path / "job").iterdir()] == [child.LOG]
+
+
 def test_a_child_that_is_killed_is_told_of(stand_in: Path, tmp_path: Path) -> None:
     stand_in.write_text("#!/bin/sh\nkill -SEGV $$\n")
     with pytest.raises(errors.Hft2aneError, match="signal 11"):
@@ -428,9 +478,10 @@ def test_the_child_s_error_keeps_its_kind(stand_in: Path, tmp_path: Path) -> Non
 
 def test_what_is_not_ours_on_standard_output_goes_to_the_log(stand_in: Path, tmp_path: Path) -> None:
     """A library that prints must not break the conversation."""
-    stand_in.write_text("#!/bin/sh\necho 'Loading shards...'\n")
+    lines = ["Loading shards...", '{"error": "none"}', '{"share": null, "what": 1}', '{"stage": ["export"]}', "[1]"]
+    stand_in.write_text("#!/bin/sh\n" + "".join(f"echo '{line}'\n" for line in lines))
     build(tmp_path)
-    assert "Loading shards" in log(tmp_path)
+    assert log(tmp_path).splitlines() == lines
 
 
 @pytest.mark.slow
