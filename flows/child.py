@@ -57,7 +57,7 @@ class Limits:
 def build(folder: Path, limits: Limits, progress: Progress) -> None:
     """`hft2ane build FOLDER`, its standard error in `folder`/build.log. Raises the error that the child names.
 
-    OverLimit: it took too long, or too much memory. NoSpace: the disk is nearly full."""
+    OverLimit: it took too long, or too much memory. NoSpace: the disk is nearly full. WorkerLost: it was killed."""
     temporary, log = Path(tempfile.mkdtemp(prefix="tmp-", dir=folder)), folder / LOG
     environment = {key: os.environ[key] for key in KEEP if key in os.environ}
     environment |= {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -85,9 +85,11 @@ def build(folder: Path, limits: Limits, progress: Progress) -> None:
         raise watch.stopped
     if failure:
         raise failure
-    if process.returncode:
-        how = f"signal {-process.returncode}" if process.returncode < 0 else f"exit code {process.returncode}"
-        raise errors.Hft2aneError(f"the conversion ended with {how}; its last words are in {log}")
+    if code := process.returncode:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        # Nobody kills itself so: the system did, for its memory, or somebody by hand.
+        kind = errors.WorkerLost if code in (-signal.SIGKILL, -signal.SIGTERM) else errors.Hft2aneError
+        raise kind(f"the conversion ended with {how}; its last words are in {log}")
 
 
 class Watch:

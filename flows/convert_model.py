@@ -23,6 +23,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.states import Completed, Failed
 from prefect.tasks import exponential_backoff
+from prefect.utilities.urls import url_for
 
 from flows import child
 from flows.patience import forgiven, patiently
@@ -75,8 +76,8 @@ def convert_model(job: dict[str, Any], lock: str | None = None, work: str | None
         found = convert(line, place, Hub(), Bar(line.repo))
     if found.kind in REFUSALS:
         time.sleep(HOLD)
-    found = replace(found, log=page())
-    answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=records.dump(found).decode())
+    found = replace(found, log=page(runtime.flow_run.id))
+    answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=json.loads(records.dump(found)))
     patiently(answer.create)
     if found.url:
         name, key = f"{found.repo}@{found.tag}", slug(f"published-{found.repo}")
@@ -177,9 +178,9 @@ def machine() -> str:
     return os.environ.get("HFT2ANE_WORKER") or socket.gethostname().partition(".")[0]
 
 
-def page() -> str | None:
-    """Where Prefect shows this run; None: nowhere, outside of a server."""
-    return runtime.flow_run.ui_url if os.environ.get("PREFECT_API_URL") else None
+def page(run: UUID | str | None) -> str | None:
+    """Where Prefect shows a run; None: nowhere, outside of a server."""
+    return url_for("flow-run", obj_id=run) if run and os.environ.get("PREFECT_API_URL") else None
 
 
 def tail(log: Path) -> list[str]:

@@ -32,7 +32,6 @@ from prefect.client.schemas.objects import FlowRun, StateType, WorkerStatus
 from prefect.deployments import run_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
-from prefect.utilities.urls import url_for
 
 from flows import convert_model
 from flows.patience import patiently
@@ -275,7 +274,7 @@ class Pool:
             )
             for answer in self.ask(lambda: self.client.read_artifacts(artifact_filter=answers)):
                 return records.parse(str(answer.data), Outcome, f"the answer of run {run.id}")
-        address = page(run)
+        address = convert_model.page(run.id)
         if state.is_cancelled():
             by_hand = "its run was cancelled by hand"
             return Outcome(job.id, job.repo, job.action, job.why, "held", error=by_hand, log=address)
@@ -307,8 +306,3 @@ class Pool:
 
 def job_key(job: Any) -> bytes:
     return json.dumps(job, sort_keys=True).encode()
-
-
-def page(run: FlowRun) -> str | None:
-    """Where Prefect shows a run."""
-    return url_for(run)

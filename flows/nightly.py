@@ -145,7 +145,7 @@ def in_order(jobs: list[Job], outcomes: Iterator[Outcome]) -> tuple[Outcome, ...
 
 def told(block: str | None, run: Run) -> tuple[str, ...]:
     """Tells whoever wants to be told of the night. Warnings: it could not be."""
-    if block is None:
+    if not block:
         return ()
     try:
         loaded = patiently(lambda: Block.load(block), away=60)

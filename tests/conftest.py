@@ -25,31 +25,28 @@ from hft2ane.localhub import LocalHub  # noqa: E402 - after the environment is s
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeiou")]
 
 Checkpoint = Callable[..., Path]
-MATRIX = pytest.StashKey[object]()  # of test_faults.py
-SHOWN = pytest.StashKey[list[str]]()  # what the processes of `make test` have to show at its end
+REPORTS = pytest.StashKey[dict[str, object]]()  # what tests found, by title: shown as text at the end
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.stash[SHOWN] = []
+    config.stash[REPORTS] = {}
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    if MATRIX in session.config.stash:
-        text = str(session.config.stash[MATRIX])
-        session.config.stash[SHOWN].append(text)
-        getattr(session.config, "workeroutput", {})["shown"] = text
+    """To the process that shows it: `make test` has several."""
+    told = {title: str(found) for title, found in session.config.stash[REPORTS].items()}
+    getattr(session.config, "workeroutput", {})["reports"] = told
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
-    if shown := getattr(node, "workeroutput", {}).get("shown"):
-        node.config.stash[SHOWN].append(shown)
+    node.config.stash[REPORTS] |= getattr(node, "workeroutput", {}).get("reports", {})
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for text in config.stash[SHOWN]:
-        terminalreporter.section("fault matrix of publishing")
-        terminalreporter.write_line(text)
+    for title, found in config.stash[REPORTS].items():
+        terminalreporter.section(title)
+        terminalreporter.write_line(str(found))
 
 
 @pytest.fixture(autouse=True)
@@ -67,31 +64,32 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    """`tiny` in a folder of its own."""
+    return lambda *arguments, **more: tiny(tmp_path_factory.mktemp("checkpoint"), *arguments, **more)
+
+
+def tiny(folder: Path, original: str = "BertModel", license: str | None = "mit", seed: int = 0, **changes: Any) -> Path:
     """Writes a folder as on the Hub: a tiny model with loud weights, its tokenizer, and a card that names a licence."""
+    import torch
+    import transformers
 
-    def write(original: str = "BertModel", license: str | None = "mit", seed: int = 0, **changes: Any) -> Path:
-        import torch
-        import transformers
-
-        folder = tmp_path_factory.mktemp("checkpoint")
-        sizes: dict[str, Any] = {
-            "vocab_size": len(WORDS),
-            "hidden_size": 24,
-            "num_hidden_layers": 1,
-            "num_attention_heads": 2,
-            "intermediate_size": 40,
-            "max_position_embeddings": 64,
-        }
-        torch.manual_seed(seed)
-        kind = getattr(transformers, original)
-        model = kind(kind.config_class(**sizes | changes))
-        for parameter in model.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
-        model.save_pretrained(folder)
-        (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
-        transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
-        if license:
-            (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n\n# Tiny\n")
-        return folder
-
-    return write
+    folder.mkdir(exist_ok=True)
+    sizes: dict[str, Any] = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 40,
+        "max_position_embeddings": 64,
+    }
+    torch.manual_seed(seed)
+    kind = getattr(transformers, original)
+    model = kind(kind.config_class(**sizes | changes))
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n")
+    transformers.BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    if license:
+        (folder / "README.md").write_text(f"---\nlicense: {license}\n---\n\n# Tiny\n")
+    return folder

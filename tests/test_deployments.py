@@ -2,13 +2,11 @@
 
 import contextlib
 import hashlib
-import http.server
 import json
 import os
 import re
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +19,6 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from huggingface_hub import constants
-from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -47,6 +44,7 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
 from hft2ane.records import Audit
+from tests.chat import Chat
 from tests.test_publish import FILES, REPO, release
 from tests.test_recheck import record
 
@@ -185,25 +183,6 @@ def test_without_a_server_it_says_what_to_do(
 # ---- on a server
 
 
-class Chat(http.server.ThreadingHTTPServer):
-    """Where people are told of nights, by a webhook."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Told)
-        self.messages: list[tuple[datetime, bytes]] = []
-
-
-class Told(http.server.BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        assert isinstance(self.server, Chat)
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.messages.append((datetime.now(UTC), content))
-        self.send_response(204)
-        self.end_headers()
-
-    def log_message(self, *_: object) -> None: ...
-
-
 @dataclass
 class Served:
     """A server with everything deployed once; the code is where it is."""
@@ -245,12 +224,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
             environment.setenv("PREFECT_SERVER_EVENTS_PROACTIVE_GRANULARITY", "PT1S")  # to look at automations
             started = stack.enter_context(server(folder / "home"))
         stack.enter_context(temporary_settings({PREFECT_API_URL: started.url, PREFECT_LOGGING_TO_API_ENABLED: False}))
-        chat = stack.enter_context(Chat())
-        threading.Thread(target=chat.serve_forever, daemon=True).start()
-        stack.callback(chat.shutdown)
-        address = f"http://127.0.0.1:{chat.server_port}/"
-        block = CustomWebhookNotificationBlock(name="chat", url=address, json_data={"text": "{{subject}}"})
-        block.save(automations.BLOCK)
+        chat = stack.enter_context(Chat().listening())
         made = Served(started, file, stack.enter_context(get_client(sync_client=True)), chat)
         made.said = made.deploy()
         yield made

@@ -33,7 +33,7 @@ from hft2ane.localhub.faults import Faults
 from hft2ane.localhub.store import Commit
 from hft2ane.publish import publish
 from hft2ane.records import Published
-from tests.conftest import MATRIX
+from tests.conftest import REPORTS
 from tests.test_publish import COMMIT, FILES, INNER, REPO, on_disk, on_hub, release
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")]
@@ -123,7 +123,7 @@ def is_public(local: LocalHub) -> bool:
 @pytest.fixture(scope="module")
 def matrix(request: pytest.FixtureRequest) -> Matrix:
     found = Matrix()
-    request.config.stash[MATRIX] = found  # conftest.py shows it
+    request.config.stash[REPORTS]["fault matrix of publishing"] = found  # conftest.py shows it
     return found
 
 
