@@ -16,6 +16,9 @@ os.environ |= {
     # The models are tiny: threads would only wait for one another, and for whatever else runs on the machine.
     "OMP_NUM_THREADS": "1",
     "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "300",
+    # What a server says when it stops, at the very end, where nobody listens any more.
+    "PREFECT_LOGGING_LEVEL": "WARNING",
+    "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
 }
 for name in ("HF_TOKEN", "HF_ENDPOINT", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
