@@ -12,6 +12,7 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows import child
+from flows.convert_model import check_lock
 from hft2ane import recheck
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
@@ -31,9 +32,13 @@ def audit(
     manifests: list[str] = ["manifests"],  # noqa: B006 - never changed; as a default it is in the deployment's schema
     organization: str | None = None,
     sample: int | None = None,
+    lock: str | None = None,
 ) -> None:
     """What the manifests want and the Hub has, or `sample` of it, others each day. AuditFailed; Unavailable: the
-    surroundings failed on the way. Either way the artifact has what was found, and the plan knows of it."""
+    surroundings failed on the way. Either way the artifact has what was found, and the plan knows of it.
+
+    `lock`: digest of the lock that is deployed, None: any will do. WorkerMismatch: other versions measure otherwise."""
+    check_lock(lock)
     log = get_run_logger()
     models = wanted([Path(path) for path in manifests], organization, None)
     repos = recheck.choose([model.repo for model in models], sample, datetime.now(UTC))

@@ -1,4 +1,4 @@
-"""What the server does by itself: give up runs whose machine is lost, and say so when no night ends.
+"""What the server does by itself: give up runs whose machine is lost, and say so when that is a night, or none ends.
 
 A run that nobody gives up stays RUNNING for ever (its worker was stopped, its machine lost power), holds its
 deployment's only place, and is not dispatched again. All of it is about our deployments by their ids: a shared server
@@ -33,6 +33,7 @@ def wanted(deployments: Mapping[str, UUID], block: UUID | None) -> list[Automati
         crash("crash-lost-runs", {"prefect.flow-run.heartbeat"}, LOST, deployments, "worker or machine lost"),
         crash("crash-stuck-pending", BEGUN, STUCK, deployments, "worker lost between pick-up and start"),
         no_night(NIGHT, deployments["nightly/nightly"], block),
+        lost_night(deployments["nightly/nightly"], block),
     ]
 
 
@@ -62,9 +63,6 @@ def no_night(within: timedelta, deployment: UUID, block: UUID | None) -> Automat
     runs from the beginning too, should there never be a first night."""
     hours = f"{within.total_seconds() / 3600:g} hours"
     text = f"No run of nightly/nightly has ended for {hours}: look at the control pool's worker and at the server."
-    act: ActionTypes = DoNothing()
-    if block:
-        act = SendNotification(block_document_id=block, subject=f"hft2ane: no night for {hours}", body=text)
     return AutomationCore(
         name="no-night",
         description=text,
@@ -78,8 +76,34 @@ def no_night(within: timedelta, deployment: UUID, block: UUID | None) -> Automat
             threshold=1,
             within=within,
         ),
-        actions=[act],
+        actions=[tell(block, f"hft2ane: no night for {hours}", text)],
     )
+
+
+def lost_night(deployment: UUID, block: UUID | None) -> AutomationCore:
+    """Other nights tell how they ended; one that is lost cannot, and for `no_night` it has ended."""
+    text = (
+        "The run of nightly/nightly was lost with its process or its machine: look at the control pool's worker. What "
+        "it had begun is published all the same, and the next night plans again."
+    )
+    return AutomationCore(
+        name="lost-night",
+        description=text,
+        trigger=EventTrigger(
+            posture=Posture.Reactive,
+            match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
+            match_related=related(deployment),
+            for_each={"prefect.resource.id"},
+            expect={"prefect.flow-run.Crashed"},
+            threshold=1,
+            within=timedelta(0),
+        ),
+        actions=[tell(block, "hft2ane: a night was lost", text)],
+    )
+
+
+def tell(block: UUID | None, subject: str, text: str) -> ActionTypes:
+    return SendNotification(block_document_id=block, subject=subject, body=text) if block else DoNothing()
 
 
 def related(*deployments: UUID) -> ResourceSpecification:

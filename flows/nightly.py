@@ -57,7 +57,29 @@ def nightly(
     `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
     pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
     e.g. `slack-webhook/hft2ane-night`, told of each night."""
-    check_lock(lock)
+    try:
+        check_lock(lock)
+        run = conducted(manifests, organization, work, only, wave, dispatch, notify)
+    except Exception as err:
+        why = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
+        for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", why):
+            get_run_logger().warning(warning)
+        raise
+    if run.failed:
+        raise NightlyFailed(nights.headline(run))
+    return Completed(message=nights.headline(run))
+
+
+def conducted(
+    manifests: list[str],
+    organization: str | None,
+    work: str | None,
+    only: list[str] | None,
+    wave: int,
+    dispatch: Literal["local", "pool"],
+    notify: str | None,
+) -> Run:
+    """A night that does not break off, with all that is left of it: run.json, what is remembered, what people read."""
     started, clock, hub = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub())
     folder = Path(work or os.environ.get("HFT2ANE_WORK", WORK)).expanduser()
     models = wanted([Path(path) for path in manifests], organization, only)
@@ -79,15 +101,13 @@ def nightly(
         sum(outcome.status == "skip" for outcome in outcomes),
     )
     run = replace(run, warnings=(*run.warnings, *state.write(hub, before, after, owners(models), run)))
-    run = replace(run, warnings=(*run.warnings, *told(notify, run)))
+    run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
     for warning in run.warnings:
         get_run_logger().warning(warning)
     records.write(folder / "run.json", run)
     records.write_bytes(folder / "run.md", nights.markdown(run).encode())
     patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
-    if run.failed:
-        raise NightlyFailed(nights.headline(run))
-    return Completed(message=nights.headline(run))
+    return run
 
 
 @contextlib.contextmanager
@@ -143,7 +163,7 @@ def in_order(jobs: list[Job], outcomes: Iterator[Outcome]) -> tuple[Outcome, ...
     return tuple(sorted(outcomes, key=lambda outcome: place[outcome.repo]))
 
 
-def told(block: str | None, run: Run) -> tuple[str, ...]:
+def told(block: str | None, subject: str, text: str) -> tuple[str, ...]:
     """Tells whoever wants to be told of the night. Warnings: it could not be."""
     if not block:
         return ()
@@ -151,7 +171,7 @@ def told(block: str | None, run: Run) -> tuple[str, ...]:
         loaded = patiently(lambda: Block.load(block), away=60)
         if not isinstance(loaded, NotificationBlock):
             return (f"{block} is no notification block of Prefect, so nobody was told of this night",)
-        sent: object = loaded.notify(nights.notification(run), subject=nights.headline(run))
+        sent: object = loaded.notify(text, subject=subject)
         if inspect.iscoroutine(sent):  # as the block was written
             asyncio.run(sent)
     except Exception as err:  # noqa: BLE001 - services of others fail in ways of their own, and the night is done

@@ -31,7 +31,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import emit_event
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from prefect.states import Completed, Running
+from prefect.states import Completed, Crashed, Running
 
 from flows import automations
 from flows.deploy import FILE, NAMES, checkout, deploy
@@ -256,7 +256,7 @@ def test_the_second_time_changes_nothing(served: Served) -> None:
     runs = until(lambda: served.runs("nightly/nightly"))
     again = served.deploy()
     assert served.there() == before
-    assert len(before[2]) == 3
+    assert len(before[2]) == 4
     assert before[3] == ["apple-silicon", "control"]
     assert [line for line in again if "as before" not in line] == []
     assert "Nobody will be told" not in served.said[-1]
@@ -273,7 +273,7 @@ def test_what_is_deployed(served: Served) -> None:
     assert nightly.concurrency_options
     assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
     assert [each.work_pool_name for each in (nightly, mac, audit)] == ["control", "apple-silicon", "apple-silicon"]
-    assert mac.parameters == {"lock": "d" * 64}
+    assert mac.parameters == audit.parameters == {"lock": "d" * 64}
     assert (mac.job_variables or {})["stream_output"] is False
 
 
@@ -304,8 +304,8 @@ def test_automations_are_there_once(served: Served, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(automations, "BLOCK", "hft2ane-nobody")
     said = automations.ensure(served.client, served.ids)
-    assert said[2] == "automation no-night: updated"
-    assert "there is no notification block hft2ane-nobody" in said[3]
+    assert said[2:4] == ["automation no-night: updated", "automation lost-night: updated"]
+    assert "there is no notification block hft2ane-nobody" in said[4]
 
 
 @pytest.mark.slow
@@ -343,6 +343,33 @@ def test_a_lost_run_is_crashed_and_a_missing_night_is_told(served: Served) -> No
     when, what = served.chat.messages[0]
     assert json.loads(what) == {"text": "hft2ane: no night for 0.00416667 hours"}
     assert when - ended > long  # not since the automation was made
+
+
+def subjects(served: Served) -> list[str]:
+    return [json.loads(content)["text"] for _, content in served.chat.messages]
+
+
+@pytest.mark.slow
+def test_a_night_that_is_lost_is_told(served: Served) -> None:
+    """It cannot tell of itself, and the next one may be well."""
+    automations.ensure(served.client, served.ids)
+    served.chat.messages.clear()
+    night = served.client.create_flow_run_from_deployment(served.ids["nightly/nightly"])
+    time.sleep(4)  # the server reads its automations
+    served.client.set_flow_run_state(night.id, Crashed(message="machine lost"), force=True)
+    assert until(lambda: "hft2ane: a night was lost" in subjects(served)), subjects(served)
+
+
+@pytest.mark.slow
+def test_a_night_that_breaks_off_is_told(served: Served) -> None:
+    """For the automations it has ended, so that nobody else tells: a token without rights would fail each night."""
+    from flows.nightly import nightly
+
+    served.chat.messages.clear()
+    night = nightly(lock="0" * 64, notify=f"custom-webhook/{automations.BLOCK}", return_state=True)
+    assert night.is_failed()
+    assert "000000000000 is deployed" in (night.message or "")
+    assert "hft2ane: the night has broken off: WorkerMismatch" in subjects(served)
 
 
 @pytest.fixture
