@@ -5,13 +5,11 @@ process, which runs model code and has no token. `convert` does it where it is c
 on the machine of a pool that takes it up, and answers with an artifact.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -94,7 +92,7 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
         return lambda what, share: tell(what, first + (last - first) * share)
 
     try:
-        with alone(folder):
+        with room.alone(folder):
             room.make(work, folder, job)
             begin(folder, job)
             fetch_task(folder, hub, at(0, 0.2))
@@ -146,15 +144,6 @@ def finished(job: Job, folder: Path, published: Published) -> Outcome:
         tag=published.tag,
         url=published.url,
     )
-
-
-@contextlib.contextmanager
-def alone(folder: Path) -> Iterator[None]:
-    """One process at a time works on a job's folder on this machine: another waits until the first is done, or gone."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with (folder.parent / f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def check_lock(deployed: str | None) -> None:

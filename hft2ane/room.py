@@ -1,6 +1,7 @@
 """Room on the disk that has the folders of jobs: what was fetched stays for the next night, while there is room."""
 
 import contextlib
+import fcntl
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,20 @@ def make(work: Path, folder: Path, job: Job) -> None:
     records.need_room(work, need, job.id)
 
 
+@contextlib.contextmanager
+def alone(folder: Path, wait: bool = True) -> Iterator[bool]:
+    """One process at a time works on a job's folder on this machine: another waits until the first is done, or gone.
+    Not `wait`: it is given False."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def oldest(work: Path) -> Iterator[Path]:
     """The folders of jobs, the longest unused first."""
     found = []
@@ -39,9 +54,10 @@ def oldest(work: Path) -> Iterator[Path]:
 
 
 def empty(folder: Path) -> None:
-    """Leaves the records and logs of a job, for people."""
-    for each in folder.iterdir() if folder.is_dir() else ():
-        if each.is_dir() and not each.is_symlink():
-            shutil.rmtree(each, ignore_errors=True)
-        elif each.suffix not in SMALL:
-            each.unlink(missing_ok=True)
+    """Leaves the records and logs of a job, for people; and all of it while another process works on it."""
+    with alone(folder, wait=False) as free:
+        for each in folder.iterdir() if free and folder.is_dir() else ():
+            if each.is_dir() and not each.is_symlink():
+                shutil.rmtree(each, ignore_errors=True)
+            elif each.suffix not in SMALL:
+                each.unlink(missing_ok=True)

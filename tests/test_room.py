@@ -49,6 +49,16 @@ def test_the_longest_unused_go_first_and_no_more_than_needed(tmp_path: Path, dis
     assert (mine / "source").exists()
 
 
+def test_what_another_process_works_on_stays(tmp_path: Path, disk: list[int]) -> None:
+    """As a run does that outlived its worker."""
+    old, older, mine = folder(tmp_path, "old", 10), folder(tmp_path, "older", 20), folder(tmp_path, "mine", 30)
+    disk[0] = 3100
+    with room.alone(older):
+        room.make(tmp_path, mine, JOB)
+    assert (older / "source").exists()
+    assert not (old / "source").exists()
+
+
 def test_a_disk_that_is_too_small_is_said(tmp_path: Path, disk: list[int]) -> None:
     mine = folder(tmp_path, "mine", 0)
     disk[0] = 1300
