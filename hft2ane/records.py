@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final, Literal, TypeVar, get_args
@@ -808,6 +809,10 @@ class Run:
     warnings: tuple[str, ...] = ()
     skipped: int = 0
     schema: Literal[1] = SCHEMA
+
+    @property
+    def ended(self) -> datetime:
+        return self.started + timedelta(seconds=self.seconds)
 
 
 R = TypeVar("R")

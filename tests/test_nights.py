@@ -1,12 +1,17 @@
 """What people read of a night."""
 
 import re
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 
-from hft2ane import nights
+from hft2ane import nights, state
 from hft2ane.attempts import EQUAL, Attempts, State
+from hft2ane.cli import main
+from hft2ane.hub import Hub
+from hft2ane.localhub import LocalHub
 from hft2ane.records import Job, Outcome, Run
 
 STARTED = datetime(2026, 11, 28, 3, tzinfo=UTC)
@@ -96,3 +101,17 @@ def test_the_plan_as_rows_counts_what_needs_nothing() -> None:
                        "why": "nothing is published yet", "repo": "ane/a"}  # fmt: skip
     assert rows[1]["why"] == "2 models need nothing"
     assert rows[0].keys() == rows[1].keys()
+
+
+def test_a_long_night_is_not_a_missing_one(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What counts is when it ended."""
+    monkeypatch.setenv("HF_ENDPOINT", hub.url)
+    monkeypatch.setenv("HF_TOKEN", hub.token)
+    (tmp_path / "models.yaml").write_text("defaults: {publish: {organization: ane}}\nmodels: [me/good]\n")
+    command = ["nights", "--manifests", str(tmp_path / "models.yaml"), "--within", "26"]
+    began = datetime.now(UTC) - timedelta(hours=30)
+    for hours, missing in ((3, 1), (10, 0)):
+        assert not state.write(Hub(), State(), State(), ["ane"], replace(RUN, started=began, seconds=hours * 3600.0))
+        assert main(command) == missing

@@ -47,7 +47,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="look there instead of where the manifests say")
     sub.add_argument("--last", type=int, default=7, metavar="N", help="so many of each organisation (default: 7)")
-    sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none is newer than that")
+    sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none has ended since then")
     sub.add_argument("--markdown", action="store_true", help="the newest one as a page")
 
     sub = commands.add(
@@ -146,7 +146,7 @@ def nights(options: argparse.Namespace) -> int:
             show_nights(owner, found)
         if options.within is not None:
             least = datetime.now(UTC) - timedelta(hours=options.within)
-            dead += [owner] if not found or found[0].started < least else []
+            dead += [owner] if not found or found[0].ended < least else []
     for owner in dead:
         print(
             f"hft2ane: no night of {owner} in the last {options.within:g} hours: is its schedule alive?",
