@@ -36,9 +36,11 @@ def patiently(call: Callable[[], T], away: float = AWAY) -> T:
 
 @contextlib.contextmanager
 def forgiven() -> Iterator[None]:
-    """For what is no great loss when the server is away: how far something is."""
+    """For what is no great loss when the server is away, or is another one that does not know of it: how far something
+    is."""
     try:
         yield
     except Exception as err:
-        if not is_outage(err):
+        gone = isinstance(err, PrefectHTTPStatusError) and err.response.status_code == httpx.codes.NOT_FOUND
+        if not gone and not is_outage(err):
             raise

@@ -235,3 +235,16 @@ def test_a_night_that_ends_early_takes_all_its_runs_along(machines: Machines) ->
         night()
     assert [machines.state(run) for run in ours] == [StateType.CANCELLED] * 2
     assert machines.state(theirs.id) == StateType.SCHEDULED
+
+
+def test_a_bar_that_somebody_deleted_stops_no_conversion(machines: Machines) -> None:
+    """As when the server's database is lost while it goes on."""
+
+    @flow
+    def converting() -> str:
+        bar = convert_model.Bar("ane/one-ane")
+        machines.client.delete_artifact(bar.artifact)
+        bar("published", 1.0)
+        return "done"
+
+    assert converting() == "done"

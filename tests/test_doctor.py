@@ -282,7 +282,8 @@ def test_what_finds_lost_runs(worker: str, monkeypatch: pytest.MonkeyPatch) -> N
 def test_who_is_told_of_a_missing_night() -> None:
     notifying = {"name": "no-night", "enabled": True, "actions": [{"type": "send-notification"}]}
     assert doctor.missing_night([notifying]).verdict == "ok"
-    for silent in (notifying | {"enabled": False}, notifying | {"actions": [{"type": "do-nothing"}]}):
+    others = notifying | {"name": "lost-night"}  # tells, but of something else
+    for silent in (notifying | {"enabled": False}, notifying | {"actions": [{"type": "do-nothing"}]}, others):
         assert doctor.missing_night([silent]).verdict == "warning"
 
 
