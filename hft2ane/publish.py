@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hft2ane import interface, keys, layout, licenses, measurements, records
+from hft2ane import checksums, interface, keys, layout, licenses, measurements, records
 from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.pin import pin, pinned
@@ -70,7 +70,7 @@ class Versions:
         records.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
         listed = {name: sum for name, sum in release.sums.items() if name not in (SUMS, SIGNATURE)}
         listed[CARD] = digest(card, lfs=True)
-        records.write_bytes(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode())
+        records.write_bytes(sums, checksums.dump(listed))
         listed[SUMS] = digest(sums, lfs=True)
         here = {name: path for name, path in release.here.items() if name != SIGNATURE}
         return Release(listed, {**here, CARD: card, SUMS: sums}, number)
@@ -164,7 +164,9 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
             raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
     if absent := {CARD, RECORD, SUMS} - here.keys():
         raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
-    sums = _parse_sums(here[SUMS])
+    sums = checksums.read(here[SUMS], PublishError, "make the release again")
+    if strange := [name for name in sums if not _allowed(name) or name in (SUMS, SIGNATURE)]:
+        raise PublishError(f"{here[SUMS]} has {strange[0]}, which is not published: make the release again")
     for name, path in here.items():
         if name not in (SUMS, SIGNATURE) and name not in sums:
             raise PublishError(f"{path} is not in {SUMS}: make the release again")
@@ -227,19 +229,6 @@ def _allowed(name: str) -> bool:
         or (not folder and name in layout.TOKENIZER | {layout.CONFIG, layout.GENERATION})
         or (not folder and any(pattern.fullmatch(name) for pattern in patterns))
     )
-
-
-def _parse_sums(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    pairs = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
-    sums = {pair[2]: pair[1] for pair in pairs if pair}
-    if (
-        len(sums) != len(lines)
-        or list(sums) != sorted(sums)
-        or not all(_allowed(name) and name not in (SUMS, SIGNATURE) for name in sums)
-    ):
-        raise PublishError(f"{path} is not lines of digest, two spaces and a path to publish, sorted: make it again")
-    return sums
 
 
 def _scan(name: str, path: Path) -> None:

@@ -772,6 +772,12 @@ NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
         (sums(lambda text: "".join(sorted(text.splitlines(True)))), PublishError, "sorted"),
         (sums(lambda text: text + text), PublishError, "sorted"),
         (sums(lambda text: f"{'0' * 64}  ../out\n{text}"), PublishError, "sorted"),
+        (
+            sums(lambda text: f"{'0' * 64}  .git/config\n{text}"),
+            PublishError,
+            "has .git/config, which is not published",
+        ),
+        (sums(lambda text: text.rstrip("\n")), PublishError, "is cut off in line 11"),
         (put("README.md", README.encode() + b"hf_" + b"aB3" * 12), PublishError, r"README.md:6 has a token \(hf_a\*"),
         (put("tokenizer.json", b'{"x": "hf_' + b"aB3" * 12 + b'"}'), PublishError, "tokenizer.json:1"),
         (
