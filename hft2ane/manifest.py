@@ -51,7 +51,7 @@ ABOUT = {
     "task": "what the model is used for, when the checkpoint does not say or says otherwise",
     "lengths": "1 to 8 different input lengths in tokens, each from 8 to 8192, in a list; default [128]",
     "variants": f"a list of different forms of the weights, a package each: {', '.join(VARIANTS)}; default [float16]",
-    "gates": "a mapping of the least PSNR that may be published: rewrite, artefact, bits8, bits6, bits4",
+    "gates": "a mapping of the least PSNR that may be published: rewrite, artefact, bits8, bits6, bits4; and fall",
     "rewrite": "a PSNR in dB above 0, at most 200: our module against transformers; default 90",
     "artefact": "a PSNR in dB above 0, at most 200: a float16 package against transformers; default 50",
     "bits8": "a PSNR in dB above 0, at most 200: a package with weights of 8 bits (int8, palettized-8); default 35",
@@ -59,6 +59,7 @@ ABOUT = {
     "is lossy; default 30",
     "bits4": "a PSNR in dB above 0, at most 200: a package with weights of 4 bits (palettized-4, mixed-4), which "
     "is lossy; default 25",
+    "fall": "a number of dB above 0, at most 200, by which a PSNR may be below that of the version before; default 3",
     "license": "the licence that the original must have, as the Hub spells it (lower case, e.g. apache-2.0)",
     "major": "a whole number, 1 to 999; one more than what is published has allows to break its interface; default 1",
     "publish": "a mapping of where the release goes: organization, name",
@@ -135,6 +136,7 @@ class GatesKeys(TypedDict, total=False):
     bits8: Annotated[Decibel, _about("bits8")]
     bits6: Annotated[Decibel, _about("bits6")]
     bits4: Annotated[Decibel, _about("bits4")]
+    fall: Annotated[Decibel, _about("fall")]
 
 
 @with_config(CLOSED)

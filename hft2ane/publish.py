@@ -7,6 +7,7 @@ the code of its card here, since nothing before can know it; a release is new if
 """
 
 import json
+import math
 import os
 import re
 import shutil
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hft2ane import interface, layout, licenses, records
+from hft2ane import checksums, interface, keys, layout, licenses, measurements, records
 from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.pin import pin, pinned
@@ -69,7 +70,7 @@ class Versions:
         records.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
         listed = {name: sum for name, sum in release.sums.items() if name not in (SUMS, SIGNATURE)}
         listed[CARD] = digest(card, lfs=True)
-        records.write_bytes(sums, "".join(f"{listed[name]}  {name}\n" for name in sorted(listed)).encode())
+        records.write_bytes(sums, checksums.dump(listed))
         listed[SUMS] = digest(sums, lfs=True)
         here = {name: path for name, path in release.here.items() if name != SIGNATURE}
         return Release(listed, {**here, CARD: card, SUMS: sums}, number)
@@ -107,8 +108,9 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
 
     With HFT2ANE_SIGNING_KEY, SHA256SUMS is signed first (see signature.sign).
     `changed` in published.json: this call finished a publication, even if an earlier one sent its commit.
-    GateFailed, LicenseError, PublishError: refused before anything is sent (also for a repo with other things in it);
-    AccessDenied: the token may not write; HubUnavailable: run again, it goes on where it was."""
+    GateFailed, LicenseError, PublishError: refused before anything is sent (also for a repo with other things in it,
+    and for figures that fell since its last version); AccessDenied: the token may not write; HubUnavailable: run again,
+    it goes on where it was."""
     job = records.read(folder / "job.json", Job)
     progress("check the release", 0.0)
     conversion = _pass_gate(folder, job)
@@ -121,7 +123,7 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
         hub.create(job.repo)
     else:
         _claim(hub, job)
-        _keep_interface(hub, job.repo, conversion)
+        _keep_up(hub, job, conversion)
     for _ in range(3):  # another publisher may take a number first, and then the card has to name the next
         progress(f"upload to {job.repo}", 0.3)
         repo, sent = _converge(hub, job, versions)
@@ -162,7 +164,9 @@ def read_release(folder: Path, conversion: Conversion) -> Release:
             raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
     if absent := {CARD, RECORD, SUMS} - here.keys():
         raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
-    sums = _parse_sums(here[SUMS])
+    sums = checksums.read(here[SUMS], PublishError, "make the release again")
+    if strange := [name for name in sums if not _allowed(name) or name in (SUMS, SIGNATURE)]:
+        raise PublishError(f"{here[SUMS]} has {strange[0]}, which is not published: make the release again")
     for name, path in here.items():
         if name not in (SUMS, SIGNATURE) and name not in sums:
             raise PublishError(f"{path} is not in {SUMS}: make the release again")
@@ -227,19 +231,6 @@ def _allowed(name: str) -> bool:
     )
 
 
-def _parse_sums(path: Path) -> dict[str, str]:
-    lines = path.read_text("utf-8", errors="replace").splitlines()
-    pairs = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in lines]
-    sums = {pair[2]: pair[1] for pair in pairs if pair}
-    if (
-        len(sums) != len(lines)
-        or list(sums) != sorted(sums)
-        or not all(_allowed(name) and name not in (SUMS, SIGNATURE) for name in sums)
-    ):
-        raise PublishError(f"{path} is not lines of digest, two spaces and a path to publish, sorted: make it again")
-    return sums
-
-
 def _scan(name: str, path: Path) -> None:
     """No token in any file that is read as text, and nothing about this machine in those that are ours. The original's
     own files are public with whatever paths they have."""
@@ -271,23 +262,74 @@ def _claim(hub: Hub, job: Job) -> None:
     )
 
 
-def _keep_interface(hub: Hub, name: str, conversion: Conversion) -> None:
-    """PublishError: apps that use the last version would break, and the major version is the same."""
-    versions = _versions(hub, name)
+def _keep_up(hub: Hub, job: Job, conversion: Conversion) -> None:
+    """The release is no step back from the last version. PublishError, GateFailed."""
+    versions = _versions(hub, job.repo)
     if not versions:
         return
     last = max(versions)
-    repo = _there(hub, name, versions[last])
-    old = interface.read(hub.read(repo, RECORD)) if any(file.path == RECORD for file in repo.files) else None
+    repo = _there(hub, job.repo, versions[last])
+    if any(file.path == RECORD for file in repo.files):
+        record = hub.read(repo, RECORD)
+        _keep_interface(f"{job.repo} v{last}", record, conversion)
+        _keep_figures(f"{job.repo} v{last}", record, conversion, job)
+
+
+def _keep_interface(version: str, record: bytes, conversion: Conversion) -> None:
+    """PublishError: apps that use the last version would break, and the major version is the same."""
+    old = interface.read(record)
     if old is None or conversion.major == old.major + 1:
         return
     if conversion.major != old.major:
-        raise PublishError(f"{name} v{last} has major version {old.major}, this release {conversion.major}: plan again")
+        raise PublishError(f"{version} has major version {old.major}, this release {conversion.major}: plan again")
     if broken := interface.breaks(old, interface.of(conversion)):
         raise PublishError(
-            f"apps that use {name} v{last} would break ({'; '.join(broken)}): "
+            f"apps that use {version} would break ({'; '.join(broken)}): "
             f"write `major: {old.major + 1}` in the manifest if that must be"
         )
+
+
+def _keep_figures(version: str, record: bytes, conversion: Conversion, job: Job) -> None:
+    """GateFailed: a figure of the worst row fell by more than it may since the last version, whose record this is."""
+    try:
+        old = records.parse(record, Conversion, version)
+    except BadInput:
+        return  # of another schema: its figures may mean something else
+    figures = {what: (old.psnr[what], conversion.psnr[what]) for what in _comparable(old, conversion)}
+    falls = {what: (was, now) for what, (was, now) in figures.items() if was - now > job.gates.fall}
+    if not falls:
+        return
+    told = "; ".join(f"{what} has {now:.1f} dB and had {was:.1f}" for what, (was, now) in falls.items())
+    enough = min(200, math.ceil(max(was - now for was, now in falls.values()) + 1))  # dB: another machine may be lower
+    raise GateFailed(
+        f"{job.id} is not published, it fell by more than {job.gates.fall:g} dB since {version}: {told}; "
+        "`hft2ane compare OLD NEW --where` says in which layer, and if it must be, "
+        f"write `gates: {{fall: {enough}}}` in the manifest"
+    )
+
+
+def _comparable(old: Conversion, new: Conversion) -> list[str]:
+    """Of what the figures of both mean the same, and are of something that has changed.
+
+    The same package has the same figures: if others are measured of it, those that are published were wrong."""
+    if _meaning(old) != _meaning(new) or not (_evaluated(old) and _evaluated(new)):
+        return []
+    before = {package.what: package.digest for package in old.packages}
+    changed = [package for package in new.packages if before.get(package.what, package.digest) != package.digest]
+    whats = [what for package in changed for what in (records.named("rewrite", package.part), package.what)]
+    return [what for what in dict.fromkeys(whats) if what in old.psnr and what in new.psnr]
+
+
+def _meaning(record: Conversion) -> tuple[object, ...]:
+    """Of what, and how, its figures were taken: those of other weights are others by some dB, and it is no fault."""
+    files = {file.path: file.oid for file in layout.shaping(record.source.files)}
+    return record.protocol, record.task, {*record.recipe.lengths}, files
+
+
+def _evaluated(record: Conversion) -> bool:
+    """Whether its figures are by the evaluator of today, which is a part of its verify key."""
+    packages = measurements.digests(record.packages)
+    return keys.verify_key(packages, record.protocol, keys.BACKEND, record.macs) == record.verify_key
 
 
 def _origin(hub: Hub, repo: Repo) -> object:

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
-from hft2ane import keys, package, records, source, state
+from hft2ane import checksums, keys, package, records, source, state
 from hft2ane.attempts import State, Untrue
 from hft2ane.errors import Hft2aneError, OverLimit, SourceError, ToolchainMismatch, Unavailable
 from hft2ane.hub import VERSION, Hub, digest
@@ -131,10 +131,11 @@ def check(repo: str, hub: Hub, folder: Path, measure: Measure | None) -> Checked
 def _files(folder: Path, record: Conversion, listed: Sequence[RemoteFile]) -> Iterator[tuple[str, str]]:
     """(file, what is wrong with it), by SHA256SUMS; its signature is for `verify-signature` to judge."""
     previous = folder / "previous"
-    lines = (previous / SUMS).read_text("utf-8", errors="replace").splitlines() if (previous / SUMS).is_file() else []
-    sums = {name: sum_ for sum_, _, name in (line.partition("  ") for line in lines)}
-    if not sums:
-        yield SUMS, "is not there, or empty"
+    try:
+        sums = checksums.parse((previous / SUMS).read_bytes() if (previous / SUMS).is_file() else b"")
+    except ValueError as err:
+        yield SUMS, str(err)
+        return  # by what should the others be judged?
     packages = {each.file for each in record.packages}
     names = {file.path for file in listed} - {SUMS, SIGNATURE, ".gitattributes"}
     for name in sorted(names | sums.keys()):

@@ -4,17 +4,18 @@ By a private key on the publishing machine, or, with the word `keyless`, by the 
 (Sigstore). The `model-signing` library does both; anybody can verify with it, or with `hft2ane verify-signature`.
 """
 
-import re
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from hft2ane import checksums
 from hft2ane.errors import BadInput, HubUnavailable, ModelNotFound, SignatureError
 from hft2ane.hub import Hub, digest
 from hft2ane.records import SUMS
 
 SIGNATURE = f"{SUMS}.sig"
 KEYLESS = "keyless"
+AGAIN = "publish this release again"
 UNSIGNED = {SUMS, SIGNATURE, ".gitattributes"}
 
 
@@ -46,7 +47,7 @@ def verify(folder: Path, *, key: Path | None = None, identity: str | None = None
 
     By the public key, or by the identity (e.g. a workflow's address) that the issuer vouches for."""
     _verify_sums(folder, key, identity, issuer)
-    sums = _read_sums(folder / SUMS)
+    sums = checksums.read(folder / SUMS, SignatureError, AGAIN)
     here = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if not path.is_dir()}
     _compare(sums, {name: digest(path, lfs=True) for name, path in here.items() if name not in UNSIGNED}, str(folder))
     return len(sums)
@@ -63,7 +64,7 @@ def verify_repo(
         folder = Path(temporary)
         hub.download(repo.id, repo.commit, [file for file in repo.files if file.path in (SUMS, SIGNATURE)], folder)
         _verify_sums(folder, key, identity, issuer)
-        sums = _read_sums(folder / SUMS)
+        sums = checksums.read(folder / SUMS, SignatureError, AGAIN, f"{name}@{revision}: the signed {SUMS}")
     listed = {file.path: hub.sha256(repo, file) for file in repo.files if file.path not in UNSIGNED}
     _compare(sums, listed, f"{name}@{revision}")
     return len(sums)
@@ -84,11 +85,6 @@ def _verify_sums(folder: Path, key: Path | None, identity: str | None, issuer: s
         raise BadInput(f"{err.filename}: {err.strerror}") from err
     except Exception as err:  # what the file makes a dozen libraries say means one thing: not by this key
         raise SignatureError(f"{SUMS} is not signed by that key or identity: {_line(err)}") from err
-
-
-def _read_sums(path: Path) -> dict[str, str]:
-    found = [re.fullmatch(r"([0-9a-f]{64})  (\S.*)", line) for line in path.read_text("utf-8").splitlines()]
-    return {line[2]: line[1] for line in found if line}
 
 
 def _compare(sums: dict[str, str], found: dict[str, str], where: str) -> None:

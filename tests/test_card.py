@@ -1283,4 +1283,7 @@ def test_refresh_needs_the_sums_of_every_package(refreshed: Path) -> None:
     sums.write_text("".join(line for line in sums.read_text().splitlines(True) if ".mlpackage/" not in line))
     with pytest.raises(BadInput, match="no line for all-MiniLM-L6-v2.float16.mlpackage"):
         card.refresh(refreshed)
+    sums.write_text("x")
+    with pytest.raises(BadInput, match="SHA256SUMS is not a list of .* line 1 .* publish this model in full again"):
+        card.refresh(refreshed)
     assert not (refreshed / "release").exists()

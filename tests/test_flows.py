@@ -16,7 +16,7 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import errors, records, state
+from hft2ane import errors, keys, records, state
 from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
@@ -246,6 +246,31 @@ def test_an_audit_finds_what_is_not_so_and_the_next_night_mends_it(
     assert "an audit of ane/second-ane found: float16: " in outcome.why
     assert audit()[0] == 0
     assert of(world.night(), "me/second").status == "skip"
+
+
+@pytest.mark.slow
+def test_a_fall_fails_the_night(world: World, checkpoint: Checkpoint) -> None:
+    """The version before has figures that what is made now does not reach, of the same original."""
+    manifest = world.folder / "fallen.yaml"
+    manifest.write_text(MANIFEST.partition("models:")[0] + "models: [me/fallen]\n")
+    world.local.add("me/fallen", checkpoint(seed=4))
+
+    def fallen() -> Outcome:
+        return of(night([str(manifest)], None, world.folder / "work", hub=world.hub), "me/fallen")
+
+    assert fallen().status == "published"
+    place = world.local_files("ane/fallen-ane")
+    record = json.loads((place / "conversion.json").read_text())
+    record["convert_key"] = record["packages"][0]["digest"] = "0" * 64  # of older code
+    record["verify_key"] = keys.verify_key({"float16": "0" * 64}, keys.PROTOCOL, keys.BACKEND)
+    record["psnr"]["float16"] += 40
+    (place / "conversion.json").write_text(json.dumps(record))
+    world.hub.tag("ane/fallen-ane", "v2", world.local.add("ane/fallen-ane", place))
+
+    outcome = fallen()
+    assert (outcome.status, outcome.kind) == ("failed", "GateFailed")
+    assert "it fell by more than 3 dB since ane/fallen-ane v2: float16 has" in (outcome.error or "")
+    assert world.local.tags("ane/fallen-ane").keys() == {"v1", "v2"}
 
 
 @pytest.mark.slow

@@ -60,7 +60,7 @@ def test_every_key(tmp_path: Path) -> None:
       task: fill-mask
       lengths: [256, 64]
       variants: [float16, palettized-6]
-      gates: {rewrite: 100, artefact: 60.5, bits8: 40, bits6: 35.5, bits4: 28}
+      gates: {rewrite: 100, artefact: 60.5, bits8: 40, bits6: 35.5, bits4: 28, fall: 4.5}
       license: apache-2.0
       publish: {organization: there, name: mine}
       target: coreml
@@ -76,7 +76,7 @@ def test_every_key(tmp_path: Path) -> None:
             where=f"{(tmp_path / 'm.yaml').as_posix()}:4",
             revision="1234567",
             recipe=Recipe(task="fill-mask", lengths=(64, 256), variants=("float16", "palettized-6"), target="coreml"),
-            gates=Gates(100.0, 60.5, 40.0, 35.5, 28.0),
+            gates=Gates(100.0, 60.5, 40.0, 35.5, 28.0, 4.5),
             license="apache-2.0",
             paused="waits for the author",
         )
@@ -215,6 +215,7 @@ ENTRIES = [  # an entry, or several; how many lines below the first one the prob
     ("- id: a/b\n  gates: {artefact: 0}", 1, "gates.artefact: 0 will not do"),
     ("- id: a/b\n  gates: {artefact: -5.5}", 1, "gates.artefact: -5.5 will not do"),
     ("- id: a/b\n  gates: {artefact: 1000}", 1, "gates.artefact: 1000 will not do"),
+    ("- id: a/b\n  gates: {fall: 0}", 1, "gates.fall: 0 will not do; it takes a number of dB above 0, at most 200, by"),
     ("- id: a/b\n  gates: {artefact: '60'}", 1, "gates.artefact: '60' will not do"),
     ("- id: a/b\n  publish: here", 1, "publish: 'here' will not do; it takes a mapping"),
     ("- id: a/b\n  publish: {name: x/y}", 1, "publish.name: 'x/y' will not do"),

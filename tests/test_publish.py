@@ -1,6 +1,7 @@
 """Publishing by the real client to a Hub on this machine: what lands, what is refused, what survives."""
 
 import hashlib
+import re
 import shutil
 import socket
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from huggingface_hub import constants
 
-from hft2ane import records
+from hft2ane import keys, records
 from hft2ane.errors import (
     AccessDenied,
     BadInput,
@@ -34,8 +35,10 @@ from hft2ane.records import (
     Gates,
     Job,
     Package,
+    Part,
     Published,
     Recipe,
+    RemoteFile,
     Report,
     Source,
 )
@@ -769,6 +772,12 @@ NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
         (sums(lambda text: "".join(sorted(text.splitlines(True)))), PublishError, "sorted"),
         (sums(lambda text: text + text), PublishError, "sorted"),
         (sums(lambda text: f"{'0' * 64}  ../out\n{text}"), PublishError, "sorted"),
+        (
+            sums(lambda text: f"{'0' * 64}  .git/config\n{text}"),
+            PublishError,
+            "has .git/config, which is not published",
+        ),
+        (sums(lambda text: text.rstrip("\n")), PublishError, "is cut off in line 11"),
         (put("README.md", README.encode() + b"hf_" + b"aB3" * 12), PublishError, r"README.md:6 has a token \(hf_a\*"),
         (put("tokenizer.json", b'{"x": "hf_' + b"aB3" * 12 + b'"}'), PublishError, "tokenizer.json:1"),
         (
@@ -803,6 +812,120 @@ def test_refused_at_the_door(
     assert not local.calls(COMMIT)
     assert not local.calls("lfs")
     assert not (job / "published.json").exists()
+
+
+# ---- figures that fell since the last version
+
+
+def figured(
+    job: Path,
+    figures: dict[str, float],
+    *,
+    build: int = 0,
+    backend: str = keys.BACKEND,
+    gates: Gates | None = None,
+    part: Part = "",
+    **more: Any,
+) -> Path:
+    """A release with these figures of the worst row, by what they are of; another `build` has another package."""
+    package = replace(conversion().packages[0], digest=str(build) * 64, part=part)
+    record = replace(conversion(), **{"packages": (package,), "psnr": figures, **more})
+    verify_key = keys.verify_key({package.what: package.digest}, record.protocol, backend)
+    record = replace(record, verify_key=verify_key)
+    bars = [
+        Fidelity(what, "torch-float32" if what.startswith("rewrite") else backend, 0, psnr, psnr, psnr, None, ())
+        for what, psnr in figures.items()
+    ]
+    measured = replace(report(), protocol=record.protocol, verify_key=verify_key, fidelity=tuple(bars))
+    files = {**FILES, "reports/report.json": records.dump(measured), f"{INNER}/model.mlmodel": b"graph %d" % build}
+    release(job, files, record)
+    records.write(job / "report.json", measured)
+    replan(recipe=record.recipe, major=record.major, gates=gates or Gates())(job)
+    return job
+
+
+BEFORE = {"rewrite": 120.0, "float16": 70.0}
+
+
+@pytest.mark.parametrize(
+    ("now", "told"),
+    [
+        ({"float16": 66.9}, "float16 has 66.9 dB and had 70.0; .*fall: 5}"),
+        ({"rewrite": 110.0}, "rewrite has 110.0 dB and had 120.0; .*fall: 11}"),
+        ({"rewrite": 110.0, "float16": 50.0}, "rewrite has .* had 120.0; float16 has .* had 70.0; .*fall: 21}"),
+    ],
+)
+def test_what_fell_is_refused(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, now: dict[str, float], told: str
+) -> None:
+    publish(figured(job, {"rewrite": 100.0, "float16": 80.0}), hub)
+    publish(figured(job, BEFORE, build=1, gates=Gates(fall=10)), hub)  # with the last version it is compared
+    before = len(local.calls())
+    figured(job, BEFORE | now, build=2)
+    with pytest.raises(GateFailed, match=f"up/tiny is not .* more than 3 dB since org/tiny-ane v2: {told}") as caught:
+        publish(job, hub)
+    assert "\n" not in str(caught.value)
+    calls = local.calls()[before:]
+    assert all(call.startswith(("GET", "HEAD")) for call in calls)
+    assert sum("conversion.json" in call for call in calls) == 2  # whose repo it is; what its last version is
+    assert not any("reports/" in call for call in calls)
+    assert list(local.tags(REPO)) == ["v1", "v2"]
+
+
+def test_what_the_refusal_says_to_write_is_enough(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(figured(job, BEFORE), hub)
+    figured(job, BEFORE | {"float16": 61.2}, build=1)
+    with pytest.raises(GateFailed) as caught:
+        publish(job, hub)
+    (enough,) = re.findall(r"write `gates: \{fall: (\d+)\}` in the manifest", str(caught.value))
+    assert publish(figured(job, BEFORE | {"float16": 60.3}, build=2, gates=Gates(fall=float(enough))), hub).tag == "v2"
+    # It is compared with what is published now, and the entry may lose its key again.
+    assert not publish(figured(job, BEFORE | {"float16": 60.3}, build=2), hub).changed
+    assert publish(figured(job, BEFORE | {"float16": 57.5}, build=3), hub).tag == "v3"
+
+
+SEVERAL = Recipe(lengths=(64, 128))
+TRAINED = replace(conversion().source, files=(RemoteFile("model.safetensors", 1, "0" * 64, True),))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ({}, {"figures": BEFORE | {"float16": 67.1}}),  # within the tolerance
+        ({}, {"figures": {"rewrite": 140.0, "float16": 90.0}}),  # better
+        ({}, {"build": 0}),  # the same package: what was published of it was wrong
+        ({}, {"protocol": "p2"}),
+        ({}, {"recipe": SEVERAL}),
+        ({"recipe": SEVERAL}, {}),
+        ({}, {"task": "feature-extraction"}),
+        ({}, {"source": TRAINED}),
+        ({}, {"backend": "another"}),
+        ({"backend": "another"}, {}),
+        ({}, {"part": "decoder", "figures": {"rewrite decoder": 100.0, "float16 decoder": 60.0}}),
+    ],
+    ids=str,
+)
+def test_what_is_not_comparable_is_no_fall(
+    local: LocalHub, hub: Hub, job: Path, lfs: None, old: dict[str, Any], new: dict[str, Any]
+) -> None:
+    publish(figured(job, BEFORE, **old), hub)
+    new = {"figures": BEFORE | {"float16": 60.0}, "build": 1, **new}
+    assert publish(figured(job, **new), hub).tag == "v2"
+
+
+def test_a_part_is_compared_with_itself(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    publish(figured(job, {"rewrite encoder": 120.0, "float16 encoder": 70.0}, part="encoder"), hub)
+    figured(job, {"rewrite encoder": 110.0, "float16 encoder": 60.0}, part="encoder", build=1)
+    with pytest.raises(GateFailed, match="rewrite encoder has 110.0 .*; float16 encoder has 60.0 dB and had 70.0"):
+        publish(job, hub)
+
+
+def test_the_major_version_allows_no_fall(local: LocalHub, hub: Hub, job: Path, lfs: None) -> None:
+    """It is of what apps hold on to, and says nothing of how near the numbers are."""
+    publish(figured(job, BEFORE), hub)
+    figured(job, BEFORE | {"float16": 60.0}, build=1, major=2)
+    with pytest.raises(GateFailed, match="fell by more than 3 dB"):
+        publish(job, hub)
 
 
 @pytest.mark.parametrize("host", ["Tiny", "runner", "localhost", "mac-1"])

@@ -91,6 +91,7 @@ def test_nothing_published(hub: Hub, tmp_path: Path) -> None:
         ({"more.txt": b"x"}, "more.txt is not in SHA256SUMS", "convert"),
         ({f"{INNER}/weights/weight.bin": b"other"}, f"{INNER}/weights/weight.bin has not the digest", "convert"),
         ({"SHA256SUMS": None}, "SHA256SUMS is not there, or empty", "convert"),
+        ({"SHA256SUMS": b"x"}, "SHA256SUMS is not a list of digests, sorted by path: line 1 ('x') is not", "convert"),
         ({"conversion.json": b"{}"}, "conversion.json is not a Conversion record", "convert"),
         ({"README.md": b"# Mine", "LICENSE": b"mine"}, "LICENSE has not the digest", "convert"),
     ],

@@ -99,6 +99,11 @@ def test_what_is_not_what_was_signed(job: Path, keys: tuple[Path, Path], tmp_pat
     sums.write_text(sums.read_text().replace("a", "b", 1))
     with pytest.raises(SignatureError, match="not signed by that key"):
         signature.verify(folder, key=keys[1])
+    sums.write_text(f"{sums.read_text()}and more\n")
+    lines = len(sums.read_text().splitlines())
+    signature.sign(sums, str(keys[0]))
+    with pytest.raises(SignatureError, match=rf"SHA256SUMS is not a list .* line {lines} \('and more'\)"):
+        signature.verify(folder, key=keys[1])  # signed, and nonsense
     (folder / "SHA256SUMS.sig").write_bytes(b"{}")
     with pytest.raises(SignatureError, match="not signed by that key"):
         signature.verify(folder, key=keys[1])

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hft2ane import layout, records
+from hft2ane import checksums, layout, records
 from hft2ane.errors import BadInput
 from hft2ane.records import SUMS, Conversion, Progress, RemoteFile
 
@@ -59,14 +59,16 @@ def sums(release: Path, carried: Mapping[str, str], progress: Progress) -> None:
         progress(f"digest {name}", 0.7)
         with file.open("rb") as stream:
             digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    records.write_bytes(release / SUMS, "".join(f"{digests[name]}  {name}\n" for name in sorted(digests)).encode())
+    records.write_bytes(release / SUMS, checksums.dump(digests))
 
 
 def package_sums(published: Path, conversion: Conversion) -> dict[str, str]:
-    """The lines of a published SHA256SUMS that are files of the packages. BadInput: a package has none."""
-    pairs = [line.split("  ", 1) for line in published.read_text(encoding="utf-8").splitlines()]
+    """The lines of a published SHA256SUMS that are files of the packages. BadInput: it is another file, or a
+    package has none."""
+    again = "publish this model in full again"
     files = {package.file for package in conversion.packages}
-    found = {name: digest for digest, name in pairs if name.split("/")[0] in files}
+    listed = checksums.read(published, BadInput, again)
+    found = {name: digest for name, digest in listed.items() if name.split("/")[0] in files}
     if missing := files - {name.split("/")[0] for name in found}:
-        raise BadInput(f"{published} has no line for {', '.join(sorted(missing))}; publish this model in full again")
+        raise BadInput(f"{published} has no line for {', '.join(sorted(missing))}; {again}")
     return found

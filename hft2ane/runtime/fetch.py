@@ -11,9 +11,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from hft2ane import package
+from hft2ane import checksums, package
 from hft2ane.errors import (
     AccessDenied,
     CorruptFile,
@@ -48,7 +48,8 @@ def from_hub(repo: str, revision: str, variant: str | None) -> Release:
     # The cache has a folder a commit: what comes next is of the same one, whatever is published meanwhile.
     folder, commit = record.parent, record.parent.name
     contract = choose(parse(record.read_bytes(), f"{repo}/{RECORD}"), variant, repo)
-    sums = read_sums(_file(repo, SUMS, commit), repo)
+    listed = _file(repo, SUMS, commit)
+    sums = checksums.read(listed, CorruptFile, "remove it, and load again", f"{repo}: {listed}")
     wanted = sorted(_needed(sums, contract))
     for name in wanted:
         _file(repo, name, commit)
@@ -58,21 +59,11 @@ def from_hub(repo: str, revision: str, variant: str | None) -> Release:
 
 def from_folder(folder: Path, contract: Contract) -> Release:
     """`contract`: of the variant that is wanted. CorruptFile."""
-    sums = read_sums(folder / SUMS, str(folder)) if (folder / SUMS).is_file() else {}
+    again, listed = "download or convert it again", folder / SUMS
+    sums = checksums.read(listed, CorruptFile, again) if listed.is_file() else {}
     wanted = [name for name in sorted(_needed(sums, contract)) if (folder / name).is_file()]
-    check(folder, contract, sums, wanted, str(folder), "download or convert it again")
+    check(folder, contract, sums, wanted, str(folder), again)
     return Release(folder, contract, None)
-
-
-def read_sums(path: Path, where: str) -> dict[str, str]:
-    """Digests by path. CorruptFile: not as `sha256sum` writes it."""
-    pairs = [line.split("  ", 1) for line in path.read_text("utf-8", errors="replace").splitlines()]
-    if not pairs or any(len(pair) != 2 or not re.fullmatch("[0-9a-f]{64}", pair[0]) for pair in pairs):
-        raise CorruptFile(f"{where}: {path} is not a list of digests: remove it, and load again")
-    for _, name in pairs:
-        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts or "\\" in name:
-            raise CorruptFile(f"{where}: {SUMS} names {name!r}, which is no path inside a release: nothing is taken")
-    return {name: digest for digest, name in pairs}
 
 
 def check(
