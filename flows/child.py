@@ -79,6 +79,8 @@ def build(folder: Path, limits: Limits, progress: Progress) -> None:
     try:
         with Watch(process, folder, limits).running() as watch:
             failure = listen(process.stdout, log, progress, watch.enter)
+        if process.returncode and not failure:
+            watch.stopped = watch.stopped or watch.full()  # it may have been quicker than a look
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if watch.stopped:
@@ -155,6 +157,9 @@ class Watch:
                 f"stopped in its stage {self.stage}: it took {used / 1e9:.1f} GB of memory, "
                 f"and may take {self.limits.memory / 1e9:.1f}"
             )
+        return self.full()
+
+    def full(self) -> errors.NoSpace | None:
         if (free := shutil.disk_usage(self.folder).free) < self.least_free:
             return errors.NoSpace(
                 f"stopped in its stage {self.stage}: the disk of {self.folder} has {free / 1e9:.2f} GB free, and "
