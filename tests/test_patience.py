@@ -45,7 +45,9 @@ def test_patience_ends() -> None:
 
 
 def test_only_an_outage_is_forgiven() -> None:
-    with forgiven():
-        Server(refused())()
+    """And what is not there any more: somebody deleted it, or the server is another one."""
+    for lost in (refused(), status(404)):
+        with forgiven():
+            Server(lost)()
     with pytest.raises(PrefectHTTPStatusError), forgiven():
         Server(status(422))()
