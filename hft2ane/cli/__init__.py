@@ -13,6 +13,15 @@ from hft2ane.cli import catalogue, macs, models, night, packages, releases, step
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
+GROUPS = {
+    "use a published model": (use,),
+    "convert one model": (models,),
+    "look into any .mlpackage": (packages,),
+    "keep what the manifests want published": (night, catalogue),
+    "look after what is published": (releases,),
+    "on a Mac": (macs, worker),
+    "the steps of one job, in their order": (steps,),
+}
 EXAMPLES = """\
 examples:
   hft2ane plan                                               what tonight would do, and why
@@ -88,11 +97,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hft2ane",
         description="Hugging Face Transformers, ready-made for the Apple Neural Engine.",
-        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, catalogue, steps, packages, macs, use, worker):
-        group.add(commands)
+    for title, groups in GROUPS.items():
+        commands.title(title)
+        for group in groups:
+            group.add(commands)
+    top.epilog = f"{top.epilog}\n{EXAMPLES}"
     return top

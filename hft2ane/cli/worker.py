@@ -13,7 +13,7 @@ WORK = "~/.cache/hft2ane/work"  # as in flows/convert_model.py, which imports Pr
 
 
 def add(commands: Commands) -> None:
-    group = commands.group("worker", "For a machine that does the night's work: is it fit for that, how is it started.")
+    group = commands.group("worker", "Is this machine fit for the night's work; how it is started.")
 
     sub = group.add("doctor", examine, "Check this machine, one line a check; ends with 1 when there is a problem.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
