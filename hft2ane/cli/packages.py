@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "lint",
         lint,
-        "Predict where a package will run, and what keeps it off the engine.",
+        "Predict where a package will run: on the Neural Engine, or why not.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "eval",
         evaluate,
-        "Compute a package's outputs on any machine, rounded as it declares.",
+        "Compute a package's outputs, rounded as it declares them.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
