@@ -155,7 +155,7 @@ def styled(word: str) -> str:
 
 
 def show_plan(jobs: Sequence[Job]) -> None:
-    """Of what is to be done also where it will be; last the sums. `TFLOP`: estimated 10^12 floating-point operations."""
+    """Of what is to be done also where it will be; then the sums. `TFLOP`: estimated 10^12 floating-point operations."""
     made = table(None, "", "model", "cause", "TFLOP", "why", right=("TFLOP",), whole=("", "model"))
     for job in jobs:
         work = number(job.work or None, 1 if job.work >= 1 else 3)
@@ -174,23 +174,21 @@ def show_plan(jobs: Sequence[Job]) -> None:
 
 def show_run(run: Run, title: str) -> None:
     """One row a model: what was done and why, how exact it is, where it is. In a narrow terminal words are below the
-    model's name, and figures are left out where there are none."""
+    model's name; what no model has is left out."""
     console = screen()
     narrow = console.width < 120
-    words = () if narrow else ("task", "done", "why")
     figures = ("rewrite\ndB", "package\ndB", "MB", "s") if any(o.seconds for o in run.outcomes) else ()
-    whole = ("done",) if narrow else ("done", "model")
-    made = table(None, "model", *(words or ("done",)), *figures, right=figures, whole=whole)
+    tasks = any(o.task for o in run.outcomes) and not narrow
+    words = ("done",) if narrow else ("task", "done", "why") if tasks else ("done", "why")
+    made = table(None, "model", *words, *figures, right=figures, whole=("done",) if narrow else ("done", "model"))
     for o in run.outcomes:
-        why, place = o.error or o.why, f"→ {o.repo}@{o.tag}" if o.tag else ""
-        cells = [o.id, place] if not narrow else [o.id, place, o.task or "", why]
-        row = [escape("\n".join(filter(None, cells))), styled(o.status)]
-        if not narrow:
-            row[1:1] = [o.task or ""]
-            row.append(escape(why))
-        size = None if o.size is None else o.size / 1e6
-        numbers = ((o.rewrite, 1), (o.artefact, 1), (size, 1), (o.seconds or None, 1))
-        made.add_row(*row, *(number(value, digits) for value, digits in numbers[: len(figures)]))
+        place = f"→ {o.repo}@{o.tag}" if o.tag else ""
+        told = {"task": o.task or "", "done": styled(o.status), "why": escape(o.error or o.why)}
+        below = [told[word] for word in ("task", "why") if narrow]
+        model = "\n".join(filter(None, (escape(o.id), escape(place), *below)))
+        values = (o.rewrite, o.artefact, None if o.size is None else o.size / 1e6, o.seconds or None)
+        numbers = (number(value, 1) for value in values[: len(figures)])
+        made.add_row(model, *(told[word] for word in words), *numbers)
     console.print(f"[bold]{escape(title)}[/]")
     if run.outcomes:
         console.print(made)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from hft2ane.cli import main
 from hft2ane.demo import Carried, Wheel, obtain
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,21 @@ def test_the_readme_shows_what_it_prints(demo: tuple[Path, str]) -> None:
     shown = README.split("$ make demo\n", 1)[1].split("```")[0]
     assert words(shown) == words(re.sub(r"^  published .*\n", "", demo[1], flags=re.MULTILINE))
     assert max(map(len, shown.splitlines())) <= 132
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_the_readme_uses_what_it_leaves(
+    demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the folder of the demo: the Python as it stands there, and the command."""
+    monkeypatch.chdir(demo[0].parent)
+    section = README.split("## Use a model", 1)[1].split("\n## ")[0]
+    exec(compile(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[[0.46")
+    words = shlex.split(re.findall(r"^\.venv/bin/hft2ane (try .*)$", section, re.MULTILINE)[0])
+    assert main(words) == 0
+    assert "paris is the city of france" in capsys.readouterr().out
 
 
 @pytest.mark.weights

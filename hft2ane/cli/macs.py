@@ -18,9 +18,7 @@ TARGET = "a published repo, the folder of a job, or an .mlpackage"
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add(
-        "measure", measure, "Run packages with Core ML: results, latency, memory, plan.", needs=("convert",)
-    )
+    sub = commands.add("measure", measure, "Run packages with Core ML: results, latency, memory.", needs=("convert",))
     sub.add_argument("target", metavar="REPO[@TAG]|FOLDER|PACKAGE", help=TARGET)
     sub.add_argument("--units", type=units, default=(), metavar="UNITS", help="e.g. CPU_ONLY,CPU_AND_NE (default: all)")
     sub.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for one answer (default: 600)")

@@ -12,15 +12,13 @@ from hft2ane.records import Gates, Job, Progress, Recipe
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add(
-        "demo", demo, "The whole pipeline, with real models and a Hub on this machine.", needs=("convert", "flows")
-    )
+    sub = commands.add("demo", demo, "All of it, on real models and a Hub on this machine.", needs=("convert", "flows"))
     sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
 
     sub = commands.add(
         "convert",
         convert,
-        "Convert a Hub id or a folder, up to its card; publish nothing.",
+        "Convert a Hub id or a folder, up to its card.",
         needs=("convert",),
     )
     sub.add_argument("source", metavar="SOURCE", help="a Hub id, or a folder with config.json and model.safetensors")
@@ -34,7 +32,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
 
     sub = commands.add(
-        "families", families, "Show which architectures can be converted, for which tasks.", needs=("convert",)
+        "families", families, "Show which families can be converted, for which tasks.", needs=("convert",)
     )
     sub.add_argument("--markdown", action="store_true", help="as the table of the README")
 

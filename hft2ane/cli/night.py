@@ -17,7 +17,7 @@ from hft2ane.records import Progress
 def add(commands: Commands) -> None:
     for name, command, about in (
         ("plan", plan, "Show what would be done, and why; write nothing."),
-        ("run", run, "Do what is planned: convert, verify and publish what is new or changed."),
+        ("run", run, "Do it: convert, verify and publish what the plan says."),
     ):
         sub = commands.add(name, command, about, needs=("convert", "flows") if name == "run" else ())
         sub.add_argument(
@@ -50,7 +50,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none has ended since then")
     sub.add_argument("--markdown", action="store_true", help="the newest one as a page")
 
-    sub = commands.add("audit", audit, "Check that what is published is what it says; measure it again.")
+    sub = commands.add("audit", audit, "Check and measure again what is published.")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="look there instead of where the manifests say")
     sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "inspect",
         inspect,
-        "Show what a package has: functions, inputs, outputs, operations, digest.",
+        "Show what a package has: functions, inputs, operations.",
         needs=("read",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "lint",
         lint,
-        "Predict where a package will run: on the Neural Engine, or why not.",
+        "Predict what of a package the Neural Engine will run.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")

@@ -9,9 +9,7 @@ from hft2ane.errors import BadInput
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add(
-        "rebuild", rebuild, "Make a release's packages again, and compare their digests.", needs=("convert",)
-    )
+    sub = commands.add("rebuild", rebuild, "Make a release's packages again, compare digests.", needs=("convert",))
     sub.add_argument("release", metavar="REPO[@TAG]", help="a repo with a conversion.json (default: at main)")
     sub.add_argument("--out", type=Path, required=True, help="the folder to make")
 
@@ -22,14 +20,14 @@ def add(commands: Commands) -> None:
     by.add_argument("--identity", help="whom the CI vouched for, e.g. a workflow's address; needs --issuer")
     sub.add_argument("--issuer", metavar="URL", help="the CI that vouched")
 
-    sub = commands.add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
+    sub = commands.add("rollback", rollback, "Put an earlier version's files back, as the next one.")
     sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
     sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
 
     sub = commands.add(
         "retire",
         retire,
-        "Say in a repo that it gets no new versions; delete nothing.",
+        "Say that a repo gets no new versions; delete nothing.",
         needs=("convert",),
     )
     sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")

@@ -15,7 +15,7 @@ from hft2ane.records import Job, Progress, Report
 def add(commands: Commands) -> None:
     for name, command, about in (
         ("fetch", fetch, "Step 1: take the pinned files."),
-        ("ranges", ranges, "After step 1, optional: how large numbers get in fp16, by layer."),
+        ("ranges", ranges, "After step 1, optional: how large its numbers get."),
         ("export", export, "Step 2: write the packages."),
         ("verify", verify, "Step 3: measure them against the original."),
         ("card", card, "Step 4: write the card and the release folder."),
