@@ -155,7 +155,7 @@ def styled(word: str) -> str:
 
 
 def show_plan(jobs: Sequence[Job]) -> None:
-    """Of what is to be done also where it will be; then the sums. `TFLOP`: estimated 10^12 floating-point operations."""
+    """Of what is to be done also where it will be; then sums. `TFLOP`: estimated 10^12 floating-point operations."""
     made = table(None, "", "model", "cause", "TFLOP", "why", right=("TFLOP",), whole=("", "model"))
     for job in jobs:
         work = number(job.work or None, 1 if job.work >= 1 else 3)

@@ -18,7 +18,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "convert",
         convert,
-        "Convert a Hub id or a folder, up to its card.",
+        "Convert a Hub id or a folder; publish nothing.",
         needs=("convert",),
     )
     sub.add_argument("source", metavar="SOURCE", help="a Hub id, or a folder with config.json and model.safetensors")
