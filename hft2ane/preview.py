@@ -260,11 +260,16 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
         Markup("see *Needs attention*") if waits else said(job.why),
         verdict(model, preview),
         Markup(whole),
-        f"{max(minutes(job), 0.1):.1f}" if job.work else "",
+        about(job),
     ]
     if preview.changes is not None:
         cells.insert(1, said(preview.changes.changed[model.id].what))
     return str(row(cells))
+
+
+def about(job: Job) -> str:
+    """Its minutes; little is not nothing."""
+    return f"{max(minutes(job), 0.1):.1f}" if job.work else ""
 
 
 def page(id: str, preview: Preview) -> Markup:

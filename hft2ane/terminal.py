@@ -165,8 +165,8 @@ def show_plan(jobs: Sequence[Job]) -> None:
         screen().print("No manifest names a model.")
         return
     screen().print(made)
-    counts = Counter(job.action for job in jobs)
-    text = ", ".join(f"{number} {action}" for action, number in counts.items())
+    counts = Counter(f"to {job.action}" if job.to_do else job.action for job in jobs)
+    text = ", ".join(f"{count} {what}" for what, count in counts.items())
     if whole := sum(job.work for job in jobs if job.to_do):
         text += f"; {whole:.1f} TFLOP (10^12 floating-point operations), estimated from the sizes of the files"
     screen().print(f"\n{text}")

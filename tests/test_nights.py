@@ -143,4 +143,4 @@ def test_a_pipe_folds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert why in shown
     assert f"→ ane/{'b' * 90}" in shown
-    assert "1 create, 1 skip; 1.5 TFLOP" in shown
+    assert "1 to create, 1 skip; 1.5 TFLOP" in shown

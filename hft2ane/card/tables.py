@@ -58,7 +58,7 @@ def specification(conversion: Conversion, report: Report) -> list[list[object]]:
 def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
     """The least share of any function on any Mac, and for each Mac the latency on what an app would ask for."""
     if not report.macs:
-        return [["Neural Engine share, latency", *("not measured: this was no Mac" for _ in packages)]]
+        return [["Neural Engine share, latency", *("not measured" for _ in packages)]]
     engine: dict[str, float] = {}
     for found in (each for m in report.macs for each in m.residency):
         for measured in (placed.measured for placed in found.placed if placed.measured):
