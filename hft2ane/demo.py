@@ -12,7 +12,8 @@ from pathlib import Path
 from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
 
-MANIFEST = Path("manifests/demo/demo.yaml")
+CHECKOUT = Path(__file__).parent.parent
+MANIFEST = Path("manifests/demo/demo.yaml")  # in the checkout
 MARK = ".hft2ane-demo"  # says that a folder is a demo's, to be made anew
 
 
@@ -143,6 +144,9 @@ def demo(out: Path) -> int:
     from hft2ane.localhub import LocalHub
     from hft2ane.terminal import screen, show_run
 
+    manifest = CHECKOUT / MANIFEST
+    if not manifest.is_file():
+        raise BadInput(f"the demo is for a checkout of hft2ane, which has {MANIFEST}: clone it, and say make demo")
     if out.exists() and not ((out / MARK).is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"{out} exists and is no earlier demo, which would be made anew: name another folder with --out")
     shutil.rmtree(out, ignore_errors=True)
@@ -156,9 +160,9 @@ def demo(out: Path) -> int:
             local.add(model.id, obtain(model))
         console.print()
         hub = Hub(local.url, local.token)
-        first = night([str(MANIFEST)], None, out / "work", hub=hub)
+        first = night([str(manifest)], None, out / "work", hub=hub)
         show_run(first, f"\nFirst run of the nightly flow over {MANIFEST}: {first.seconds:.0f} s")
-        second = night([str(MANIFEST)], None, out / "work", hub=hub)
+        second = night([str(manifest)], None, out / "work", hub=hub)
         show_run(second, f"\nSecond run: nothing is to be done ({second.seconds:.0f} s)")
         places = [fetch_published(hub, o.repo, o.tag, out / "published") for o in first.outcomes if o.tag]
     console.print("\n[bold]Published, as anybody would download it[/]")

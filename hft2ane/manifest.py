@@ -51,9 +51,9 @@ ABOUT = {
     "task": "what the model is used for, when the checkpoint does not say or says otherwise",
     "lengths": "1 to 8 different input lengths in tokens, each from 8 to 8192, in a list; default [128]",
     "variants": f"a list of different forms of the weights, a package each: {', '.join(VARIANTS)}; default [float16]",
-    "gates": "a mapping of the least PSNR that may be published: rewrite, artefact, bits8, bits6, bits4; and fall",
+    "gates": "a mapping of the least PSNR that may be published: rewrite, float16, bits8, bits6, bits4; and fall",
     "rewrite": "a PSNR in dB above 0, at most 200: our module against transformers; default 90",
-    "artefact": "a PSNR in dB above 0, at most 200: a float16 package against transformers; default 50",
+    "float16": "a PSNR in dB above 0, at most 200: a float16 package against transformers; default 50",
     "bits8": "a PSNR in dB above 0, at most 200: a package with weights of 8 bits (int8, palettized-8); default 35",
     "bits6": "a PSNR in dB above 0, at most 200: a package with weights of 6 bits (palettized-6, mixed-6), which "
     "is lossy; default 30",
@@ -132,7 +132,7 @@ Reason = Annotated[str, StringConstraints(pattern=r"\S", max_length=500), AfterV
 @with_config(CLOSED)
 class GatesKeys(TypedDict, total=False):
     rewrite: Annotated[Decibel, _about("rewrite")]
-    artefact: Annotated[Decibel, _about("artefact")]
+    float16: Annotated[Decibel, _about("float16")]
     bits8: Annotated[Decibel, _about("bits8")]
     bits6: Annotated[Decibel, _about("bits6")]
     bits4: Annotated[Decibel, _about("bits4")]

@@ -260,11 +260,16 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
         Markup("see *Needs attention*") if waits else said(job.why),
         verdict(model, preview),
         Markup(whole),
-        f"{minutes(job):.1f}" if job.work else "",
+        about(job),
     ]
     if preview.changes is not None:
         cells.insert(1, said(preview.changes.changed[model.id].what))
     return str(row(cells))
+
+
+def about(job: Job) -> str:
+    """Its minutes; little is not nothing."""
+    return f"{max(minutes(job), 0.1):.1f}" if job.work else ""
 
 
 def page(id: str, preview: Preview) -> Markup:
@@ -318,8 +323,12 @@ def rest(preview: Preview) -> tuple[str, Sequence[str]]:
             "1 other entry is as it was, and was" if count == 1 else f"{count} other entries are as they were, and were"
         )
         return "### Unchanged", [f"{few} not looked at."] if count else []
-    count = sum(job.action == "skip" for job in preview.survey.jobs)
-    return "### Nothing to do", [f"{count} models are as they should be, {len(preview.paused)} are paused."]
+    counts = {
+        "as they should be": sum(job.action == "skip" for job in preview.survey.jobs),
+        "paused": len(preview.paused),
+    }
+    words = [f"{count} {what}" for what, count in counts.items() if count]
+    return "### Nothing to do", [f"Models: {', '.join(words)}."] if words else []
 
 
 def how(preview: Preview) -> Iterator[str]:

@@ -87,12 +87,12 @@ def silent(what: str, share: float) -> None:
 
 @dataclass(frozen=True)
 class Gates:
-    """The least PSNR in dB, over all inputs and outputs, that may be published. `artefact`: a package in fp16; `bits…`:
+    """The least PSNR in dB, over all inputs and outputs, that may be published. `float16`: a package in fp16; `bits…`:
     one whose weights have so many bits; `fall`: by how much a figure may be below that of the version before."""
 
     __pydantic_config__ = STRICT
     rewrite: float = 90.0
-    artefact: float = 50.0
+    float16: float = 50.0
     bits8: float = 35.0
     bits6: float = 30.0
     bits4: float = 25.0
@@ -102,7 +102,7 @@ class Gates:
         """The gate of the rewrite, or of a variant: of each of its parts where it has several."""
         return {
             "rewrite": self.rewrite,
-            "float16": self.artefact,
+            "float16": self.float16,
             "int8": self.bits8,
             "palettized-8": self.bits8,
             "palettized-6": self.bits6,

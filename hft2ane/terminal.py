@@ -73,7 +73,7 @@ class Screen:
     def __call__(self) -> Console:
         file = self.kept or sys.stdout
         # Nothing wraps a file or a pipe, so there the width is what a table needs.
-        return Console(file=file, width=None if file.isatty() else 160, highlight=False)
+        return Console(file=file, width=None if file.isatty() else 1000, highlight=False)
 
     @contextlib.contextmanager
     def at(self, descriptor: int) -> Iterator[None]:
@@ -91,7 +91,7 @@ screen = Screen()
 class Bars:
     """One bar a model. Called with the model's id, what it does now, and the share done.
 
-    Where there is no terminal, a line when a model is done."""
+    They go when all is done, as a table then says more. Where there is no terminal, a line when a model is done."""
 
     def __init__(self, console: Console) -> None:
         self.progress = Progress(
@@ -101,6 +101,7 @@ class Bars:
             TextColumn("{task.fields[what]}", style="dim"),
             TimeElapsedColumn(),
             console=console,
+            transient=True,
             disable=not console.is_terminal,
         )
         self.console = console
@@ -139,13 +140,13 @@ def bar(model: str) -> Iterator[records.Progress]:
 
 
 def table(title: str | None, *columns: str, right: Sequence[str] = (), whole: Sequence[str] = ()) -> Table:
-    """`whole` columns are never folded."""
+    """`whole` columns and those of numbers are never folded."""
     made = Table(
         title=title, title_justify="left", title_style="bold", header_style="bold", box=None, padding=(0, 2, 0, 0)
     )
     for column in columns:
         justify: Literal["left", "right"] = "right" if column in right else "left"
-        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole)
+        made.add_column(column, justify=justify, overflow="fold", no_wrap=column in whole or column in right)
     return made
 
 
@@ -154,40 +155,45 @@ def styled(word: str) -> str:
 
 
 def show_plan(jobs: Sequence[Job]) -> None:
-    """`TFLOP`: estimated 10^12 floating-point operations."""
-    made = table(None, "", "model", "to", "cause", "TFLOP", "why", right=("TFLOP",))
+    """Of what is to be done also where it will be; then sums. `TFLOP`: estimated 10^12 floating-point operations."""
+    made = table(None, "", "model", "cause", "TFLOP", "why", right=("TFLOP",), whole=("", "model"))
     for job in jobs:
         work = number(job.work or None, 1 if job.work >= 1 else 3)
-        row = (styled(job.action), escape(job.id), escape(job.repo), job.cause or "", work, escape(job.why))
-        made.add_row(*row)
-    screen().print(made if jobs else "No manifest names a model.")
+        model = f"{job.id}\n→ {job.repo}" if job.to_do else job.id
+        made.add_row(styled(job.action), escape(model), job.cause or "", work, escape(job.why))
+    if not jobs:
+        screen().print("No manifest names a model.")
+        return
+    screen().print(made)
+    counts = Counter(f"to {job.action}" if job.to_do else job.action for job in jobs)
+    text = ", ".join(f"{count} {what}" for what, count in counts.items())
     if whole := sum(job.work for job in jobs if job.to_do):
-        screen().print(
-            f"{whole:.1f} TFLOP to do: 10^12 floating-point operations, estimated from the sizes of the files"
-        )
+        text += f"; {whole:.1f} TFLOP (10^12 floating-point operations), estimated from the sizes of the files"
+    screen().print(f"\n{text}")
 
 
 def show_run(run: Run, title: str) -> None:
-    """One row a model: what was done and why, how exact it is, where it is."""
-    right = ("rewrite dB", "package dB", "MB", "s")
-    made = table(
-        title, "model", "task", "done", "why", *right, "published as", right=right, whole=("model", "published as")
-    )
+    """One row a model: what was done and why, how exact it is, where it is. In a narrow terminal words are below the
+    model's name; what no model has is left out."""
+    console = screen()
+    narrow = console.width < 120
+    figures = ("rewrite\ndB", "package\ndB", "MB", "s") if any(o.seconds for o in run.outcomes) else ()
+    tasks = any(o.task for o in run.outcomes) and not narrow
+    words = ("done",) if narrow else ("task", "done", "why") if tasks else ("done", "why")
+    made = table(None, "model", *words, *figures, right=figures, whole=("done",) if narrow else ("done", "model"))
     for o in run.outcomes:
-        made.add_row(
-            escape(o.id),
-            o.task or "",
-            styled(o.status),
-            escape(o.error or o.why),
-            number(o.rewrite, 1),
-            number(o.artefact, 1),
-            number(None if o.size is None else o.size / 1e6, 1),
-            number(o.seconds or None, 1),
-            escape(f"{o.repo}@{o.tag}") if o.tag else "",
-        )
-    screen().print(made)
+        place = f"→ {o.repo}@{o.tag}" if o.tag else ""
+        told = {"task": o.task or "", "done": styled(o.status), "why": escape(o.error or o.why)}
+        below = [told[word] for word in ("task", "why") if narrow]
+        model = "\n".join(filter(None, (escape(o.id), escape(place), *below)))
+        values = (o.rewrite, o.artefact, None if o.size is None else o.size / 1e6, o.seconds or None)
+        numbers = (number(value, 1) for value in values[: len(figures)])
+        made.add_row(model, *(told[word] for word in words), *numbers)
+    console.print(f"[bold]{escape(title)}[/]")
+    if run.outcomes:
+        console.print(made)
     for warning in run.warnings:
-        screen().print(f"[yellow]{escape(warning)}[/]")
+        console.print(f"[yellow]{escape(warning)}[/]")
 
 
 def show_nights(owner: str, runs: Sequence[Run]) -> None:

@@ -1,6 +1,6 @@
 """The verify step: the original, our rewrite and the saved packages on the same inputs -> report.json, or GateFailed.
 
-Two bars: *rewrite* is our torch module against transformers, both in fp32; each variant's *artefact* is the saved
+Two bars: *rewrite* is our torch module against transformers, both in fp32; each variant's *package* is the saved
 package, evaluated from its files, against transformers in fp32. A pair has both for each of its parts.
 """
 

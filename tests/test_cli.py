@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from hft2ane.cli import main
+from hft2ane.cli import main, parser
 from hft2ane.demo import PICKLED, obtain
 from hft2ane.localhub import LocalHub
 from tests.conftest import Checkpoint
@@ -313,6 +314,17 @@ def test_the_demo_empties_no_folder_but_its_own(run: Run, tmp_path: Path) -> Non
 def test_help_has_an_example() -> None:
     done = subprocess.run([sys.executable, "-m", "hft2ane.cli", "--help"], capture_output=True, text=True, check=True)
     assert "hft2ane convert sentence-transformers/all-MiniLM-L6-v2" in done.stdout
+
+
+def test_help_lists_each_command_once_below_a_title() -> None:
+    """In lines that fit a terminal; so do the commands of a command."""
+    (choices,) = (a.choices for a in parser()._actions if isinstance(a.choices, dict))
+    text = parser().format_help()
+    listed = re.findall(r"^  ([a-z-]+) {2,}\S", text.split("examples:")[0], re.MULTILINE)
+    assert [name for name in listed if name in choices] == list(choices)
+    assert len(re.findall(r"^[a-z].*:$", text, re.MULTILINE)) >= 8
+    assert max(map(len, text.splitlines())) <= 80
+    assert re.search(r"^  doctor {2,}\S", choices["worker"].format_help(), re.MULTILINE)
 
 
 LIGHT_PLAN = """

@@ -1,8 +1,11 @@
 """The demo as a newcomer runs it: real weights, the nightly flow twice, and what it leaves behind; models in pieces."""
 
+import functools
 import hashlib
 import json
+import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,17 +14,21 @@ from pathlib import Path
 
 import pytest
 
+from hft2ane.cli import main
 from hft2ane.demo import Carried, Wheel, obtain
 
 ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder it made, and what it printed."""
     out = tmp_path_factory.mktemp("demo") / "demo"
-    command = [sys.executable, "-m", "hft2ane.cli", "demo", "--out", str(out)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    command = [sys.executable, "-m", "hft2ane.cli", "demo", "--out", "demo"]
+    environment = {"HFT2ANE_CACHE": str(ROOT / ".cache/models"), **os.environ, "PYTHONPATH": str(ROOT)}
+    run = functools.partial(subprocess.run, cwd=out.parent, env=environment, check=False, timeout=900)
+    done = run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return out, done.stdout
@@ -32,9 +39,9 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
     first, second = demo[1].split("Second run")
     for model, task in (("all-MiniLM-L6-v2", "sentence-embedding"), ("splade-tiny", "fill-mask")):
-        row = next(line for line in first.splitlines() if f"/{model} " in line and task in line)
+        row, place = re.findall(rf"^(\S+/{model} .*{task}.*)\n(.*)$", first, re.MULTILINE)[0]
         assert "published" in row
-        assert f"ane-demo/{model}-ane@v1" in row
+        assert place.rstrip() == f"→ ane-demo/{model}-ane@v1"
         rewrite, package, megabytes, seconds = map(float, re.findall(r"\d+\.\d+", row)[-4:])
         assert rewrite > 100
         assert package > 60
@@ -46,10 +53,39 @@ def test_it_ends_with_a_table_of_what_was_done(demo: tuple[Path, str]) -> None:
 
 @pytest.mark.weights
 @pytest.mark.slow
+def test_the_readme_shows_what_it_prints(demo: tuple[Path, str]) -> None:
+    """But for figures, commits and a terminal's bars, which are lines here."""
+
+    def words(text: str) -> list[str]:
+        text = re.sub(r"(commit )\w+|(?<!\S)\d+(\.\d+)?(?!\S)", r"\1N", text)
+        return [" ".join(line.split()) for line in text.splitlines() if line.strip()]
+
+    shown = README.split("$ make demo\n", 1)[1].split("```")[0]
+    assert words(shown) == words(re.sub(r"^  published .*\n", "", demo[1], flags=re.MULTILINE))
+    assert max(map(len, shown.splitlines())) <= 132
+
+
+@pytest.mark.weights
+@pytest.mark.slow
+def test_the_readme_uses_what_it_leaves(
+    demo: tuple[Path, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From the folder of the demo: the Python as it stands there, and the command."""
+    monkeypatch.chdir(demo[0].parent)
+    section = README.split("## Use a model", 1)[1].split("\n## ")[0]
+    exec(compile(re.findall(r"```python\n(.*?)```", section, re.DOTALL)[0], "README.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("[[0.46")
+    words = shlex.split(re.findall(r"^\.venv/bin/hft2ane (try .*)$", section, re.MULTILINE)[0])
+    assert main(words) == 0
+    assert "paris is the city of france" in capsys.readouterr().out
+
+
+@pytest.mark.weights
+@pytest.mark.slow
 def test_nothing_else_is_said_in_between(demo: tuple[Path, str]) -> None:
     """No word of torch, coremltools, Prefect or the Hub client: that is in the log, which is named."""
     assert not re.search(r"warn|Torch version|scikit|Starting temporary|INFO|httpx", demo[1], re.IGNORECASE)
-    assert f"{demo[0]}/work/run.log" in demo[1].replace("\n", "")
+    assert "Log: demo/work/run.log" in demo[1]
     assert "Beginning flow run" in (demo[0] / "work/run.log").read_text()
 
 

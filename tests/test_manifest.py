@@ -60,7 +60,7 @@ def test_every_key(tmp_path: Path) -> None:
       task: fill-mask
       lengths: [256, 64]
       variants: [float16, palettized-6]
-      gates: {rewrite: 100, artefact: 60.5, bits8: 40, bits6: 35.5, bits4: 28, fall: 4.5}
+      gates: {rewrite: 100, float16: 60.5, bits8: 40, bits6: 35.5, bits4: 28, fall: 4.5}
       license: apache-2.0
       publish: {organization: there, name: mine}
       target: coreml
@@ -92,7 +92,7 @@ def test_defaults_hold_where_an_entry_does_not_say_otherwise(tmp_path: Path) -> 
       publish: {organization: org, name: "x-{name}"}
     models:
     - a/b
-    - {id: a/c, task: sentence-embedding, lengths: [8], gates: {artefact: 60}, publish: {name: own}, status: active}
+    - {id: a/c, task: sentence-embedding, lengths: [8], gates: {float16: 60}, publish: {name: own}, status: active}
     """
     first, second = wanted(tmp_path, text)
     assert (first.repo, second.repo) == ("org/x-b", "org/own")
@@ -138,7 +138,7 @@ LONG = "x" * 97
 ENTRIES = [  # an entry, or several; how many lines below the first one the problem is; words of the message
     ("- {id: a/b, lenghts: [64]}", 0, "unknown key 'lenghts' in `models`, did you mean 'lengths'?"),
     ("- id: a/b\n  zzz: 1", 1, "unknown key 'zzz' in `models`; known: "),
-    ("- id: a/b\n  gates:\n    artifact: 60", 2, "unknown key 'artifact' in `gates`, did you mean 'artefact'?"),
+    ("- id: a/b\n  gates:\n    float61: 60", 2, "unknown key 'float61' in `gates`, did you mean 'float16'?"),
     ("- id: a/b\n  publish:\n    organisation: x", 2, "did you mean 'organization'?"),
     ("- id: a/b\n  id: a/c", 1, "the key 'id' is there twice, first at line 3"),
     ("- id: a/b\n  ? [x]\n  : y", 1, "a list or mapping cannot be a key"),
@@ -212,11 +212,11 @@ ENTRIES = [  # an entry, or several; how many lines below the first one the prob
     ("- id: a/b\n  gates: 50", 1, "gates: 50 will not do; it takes a mapping"),
     ("- id: a/b\n  gates: {rewrite: .nan}", 1, "gates.rewrite: .nan will not do; it takes a PSNR in dB"),
     ("- id: a/b\n  gates: {rewrite: .inf}", 1, "gates.rewrite: .inf will not do"),
-    ("- id: a/b\n  gates: {artefact: 0}", 1, "gates.artefact: 0 will not do"),
-    ("- id: a/b\n  gates: {artefact: -5.5}", 1, "gates.artefact: -5.5 will not do"),
-    ("- id: a/b\n  gates: {artefact: 1000}", 1, "gates.artefact: 1000 will not do"),
+    ("- id: a/b\n  gates: {float16: 0}", 1, "gates.float16: 0 will not do"),
+    ("- id: a/b\n  gates: {float16: -5.5}", 1, "gates.float16: -5.5 will not do"),
+    ("- id: a/b\n  gates: {float16: 1000}", 1, "gates.float16: 1000 will not do"),
     ("- id: a/b\n  gates: {fall: 0}", 1, "gates.fall: 0 will not do; it takes a number of dB above 0, at most 200, by"),
-    ("- id: a/b\n  gates: {artefact: '60'}", 1, "gates.artefact: '60' will not do"),
+    ("- id: a/b\n  gates: {float16: '60'}", 1, "gates.float16: '60' will not do"),
     ("- id: a/b\n  publish: here", 1, "publish: 'here' will not do; it takes a mapping"),
     ("- id: a/b\n  publish: {name: x/y}", 1, "publish.name: 'x/y' will not do"),
     ("- id: a/b\n  publish: {name: '{name}-x'}", 1, "publish.name: '{name}-x' will not do"),

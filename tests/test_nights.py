@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
 from hft2ane import nights, state
 from hft2ane.attempts import EQUAL, Attempts, State
@@ -13,6 +14,7 @@ from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records import Job, Outcome, Run
+from hft2ane.terminal import show_plan, show_run
 
 STARTED = datetime(2026, 11, 28, 3, tzinfo=UTC)
 NEW = Outcome("me/new", "ane/new", "create", "nothing is published yet", "failed", error="12 dB | gate",
@@ -115,3 +117,30 @@ def test_a_long_night_is_not_a_missing_one(
     for hours, missing in ((3, 1), (10, 0)):
         assert not state.write(Hub(), State(), State(), ["ane"], replace(RUN, started=began, seconds=hours * 3600.0))
         assert main(command) == missing
+
+
+def test_a_run_in_a_terminal_has_its_figures_whole_at_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`138.5` on two lines would be another number."""
+    long = replace(GOOD, id=f"me/{'g' * 36}", task="sentence-embedding", status="published", tag="v1")
+    skip = Outcome("me/rest", "ane/rest", "skip", "nothing has changed", "skip")
+    for width in (80, 132):
+        monkeypatch.setattr("hft2ane.terminal.Screen.__call__", lambda _, width=width: Console(width=width))
+        show_run(Run(STARTED, (long, skip), (), 90.0), "a night")
+        shown = capsys.readouterr().out
+        for word in ("130.2", "70.0", "2.5", "published", "sentence-embedding", "→ ane/good@v1", "nothing has changed"):
+            assert word in shown, (width, shown)
+        assert max(map(len, shown.splitlines())) <= width
+        show_run(Run(STARTED, (skip,), (), 1.0), "another")
+        assert "MB" not in capsys.readouterr().out
+
+
+def test_a_pipe_folds_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    why = " ".join(["a long reason"] * 20)
+    job = Job("create", why, f"me/{'a' * 90}", f"ane/{'b' * 90}", cause="request", work=1.5)
+    show_plan([job, Job("skip", "nothing has changed", "me/b", "ane/b")])
+    shown = capsys.readouterr().out
+    assert why in shown
+    assert f"→ ane/{'b' * 90}" in shown
+    assert "1 to create, 1 skip; 1.5 TFLOP" in shown

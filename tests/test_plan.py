@@ -443,7 +443,7 @@ def test_five_equal_failures_hold_until_something_changes(monkeypatch: pytest.Mo
     state = remembered(5)
     assert at(9999, state).action == "held"
     assert at(0, state, replace(ONE, recipe=Recipe(lengths=(8,)))).action == "create"
-    assert at(0, state, replace(ONE, gates=Gates(artefact=10))).action == "create"
+    assert at(0, state, replace(ONE, gates=Gates(float16=10))).action == "create"
     assert at(0, state, found=edited(RemoteFile("config.json", 1, "9" * 40, False))).action == "create"
     assert at(0, state, found=edited(RemoteFile("onnx/model.onnx", 1, "9" * 64, True))).action == "held"
     monkeypatch.setattr(keys, "implementation_digest", lambda family: f"new code of {family}")
@@ -624,7 +624,7 @@ def worlds(
             f"org/m{number}",
             "m.yaml:1",
             recipe=Recipe(lengths=draw(st.sampled_from([(128,), (64, 128)]))),
-            gates=Gates(artefact=draw(st.sampled_from([50.0, 65.0]))),
+            gates=Gates(float16=draw(st.sampled_from([50.0, 65.0]))),
             paused=draw(st.sampled_from([None, None, None, "a reason"])),
             major=draw(st.sampled_from([1, 2, 2])),
         )

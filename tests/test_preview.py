@@ -117,6 +117,7 @@ def test_the_page_of_all(original: Callable[..., str], plan: Preview, tmp_path: 
     code, page = plan(path)
     assert code == 0
     assert "**1 to create, 3 blocked**" in page
+    assert "Nothing to do" not in page
     assert "`up/a`" in part(page, "To be done")
     attention = part(page, "Needs attention")
     assert (
@@ -363,6 +364,8 @@ def test_sizes_are_those_measured() -> None:
 
 def test_minutes_are_those_of_the_demo() -> None:
     assert minutes(Job("create", "", "a/b", "o/b", work=0.523)) * 60 == pytest.approx(12.6, rel=0.1)
+    shown = [preview.about(Job("create", "", "a/b", "o/b", work=work)) for work in (0, 1e-6, 0.523, 100)]
+    assert shown == ["", "0.1", "0.2", "41.7"]
 
 
 def test_weights_beyond_the_neural_engine() -> None:

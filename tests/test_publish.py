@@ -741,7 +741,7 @@ NO_PACKAGES = [name for name in FILES if name.startswith(PACKAGE)]
         (rewrite_report(fidelity=bars(float("nan"))), BadInput, "report.json"),
         (rewrite_report(seconds=2.0), PublishError, "reports/report.json in release/ not as .* run card again"),
         (drop("reports/report.json"), PublishError, "reports/report.json in release/ not as"),
-        (replan(gates=Gates(artefact=70.5)), GateFailed, "float16 has 70.0 dB, the gate is 70.5"),
+        (replan(gates=Gates(float16=70.5)), GateFailed, "float16 has 70.0 dB, the gate is 70.5"),
         (replan(gates=Gates(rewrite=120.5)), GateFailed, "rewrite has 120.0 dB, the gate is 120.5"),
         (replan(id="up/other"), PublishError, "the original's id in release/ not as"),
         (replan(action="card", id="up/other"), PublishError, "the original's id in release/ not as"),

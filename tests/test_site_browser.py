@@ -323,7 +323,7 @@ def test_code_is_copied(site: Site) -> None:
     site.go("models/model-2-base-ane.html")
     site.tell("Browser.grantPermissions", permissions=["clipboardReadWrite", "clipboardSanitizedWrite"])
     button = site.all("figure button")[1]
-    assert button.get_attribute("aria-label") == "Copy: Python, on a Mac"
+    assert button.get_attribute("aria-label") == "Copy: Python, with hft2ane"
     button.click()
     WebDriverWait(site.browser, 5).until(lambda _: button.text == "Copied")
     copied = site.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])")

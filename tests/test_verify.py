@@ -151,7 +151,7 @@ def test_the_figures_are_those_of_the_definition(job: Path) -> None:
 def test_every_task(task: Task, checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = prepare(tmp_path / "job", make(checkpoint, task), task)
     export.export(folder)
-    change(folder, gates=Gates(rewrite=90, artefact=25))  # a row of two scores may have a small peak by chance
+    change(folder, gates=Gates(rewrite=90, float16=25))  # a row of two scores may have a small peak by chance
     report = verify.verify(folder)
     assert all(m.psnr > 40 for m in report.fidelity[1].measures)
     kinds = dict(SINGLE_TEXTS)
@@ -484,9 +484,9 @@ def test_below_the_gate(job: Path) -> None:
     artefact = verify.verify(job).fidelity[1]
     worst = min(artefact.measures, key=lambda m: m.psnr_min)
     assert artefact.psnr > artefact.psnr_min
-    change(job, gates=Gates(artefact=artefact.psnr_min))
+    change(job, gates=Gates(float16=artefact.psnr_min))
     verify.verify(job)
-    change(job, gates=Gates(artefact=artefact.psnr_min + 0.01))
+    change(job, gates=Gates(float16=artefact.psnr_min + 0.01))
     (job / "report.json").unlink()
     with pytest.raises(GateFailed) as caught:
         verify.verify(job)
@@ -494,7 +494,7 @@ def test_below_the_gate(job: Path) -> None:
     assert str(caught.value).startswith(f"{text}, the gate is ")
     assert "\n" not in str(caught.value)
     assert records.read(job / "report.json", Report).failures == (str(caught.value),)
-    change(job, gates=Gates(rewrite=CAP + 1, artefact=50))
+    change(job, gates=Gates(rewrite=CAP + 1, float16=50))
     with pytest.raises(GateFailed, match=r"rewrite \(torch-float32\): .*\(and \d+ more in .*report\.json\)$"):
         verify.verify(job)
 

@@ -62,7 +62,8 @@ def front_matter(conversion: Conversion, report: Report) -> Any:
             dataset_type="text",
             dataset_name=f"inputs of protocol {report.protocol}",
             metric_type="psnr",
-            metric_name=f"PSNR min in dB, {bar.what} package against the original, {bar.backend}, {report.protocol}",
+            metric_name=f"PSNR of the worst row in dB, {bar.what} package against the original, "
+            f"{bar.backend}, {report.protocol}",
             metric_value=bar.psnr_min,
         )
         for bar in report.fidelity

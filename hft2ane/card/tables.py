@@ -48,7 +48,7 @@ def specification(conversion: Conversion, report: Report) -> list[list[object]]:
         ["Size", *(megabytes(p.size) for p in packages)],
         ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
         ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
-        ["PSNR¹ min, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
+        ["PSNR¹ worst row, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
         ["PSNR¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
         *([agreement] if any(agreed.values()) else []),
         *on_a_mac(packages, report),
@@ -58,7 +58,7 @@ def specification(conversion: Conversion, report: Report) -> list[list[object]]:
 def on_a_mac(packages: Sequence[Package], report: Report) -> list[list[object]]:
     """The least share of any function on any Mac, and for each Mac the latency on what an app would ask for."""
     if not report.macs:
-        return [["Neural Engine share, latency", *("not measured on this host" for _ in packages)]]
+        return [["Neural Engine share, latency", *("not measured" for _ in packages)]]
     engine: dict[str, float] = {}
     for found in (each for m in report.macs for each in m.residency):
         for measured in (placed.measured for placed in found.placed if placed.measured):

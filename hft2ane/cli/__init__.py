@@ -13,22 +13,28 @@ from hft2ane.cli import catalogue, macs, models, night, packages, releases, step
 from hft2ane.cli.options import Command, Commands
 from hft2ane.errors import BadInput, Hft2aneError, NoSpace
 
+GROUPS = {
+    "use a published model": (use,),
+    "convert one model": (models,),
+    "look into any .mlpackage": (packages,),
+    "keep what the manifests want published": (night, catalogue),
+    "look after what is published": (releases,),
+    "on a Mac": (macs, worker),
+    "the steps of one job, in their order": (steps,),
+}
 EXAMPLES = """\
 examples:
-  hft2ane plan                                               what tonight would do, and why
-  hft2ane families                                           what can be converted
+  hft2ane try my-org/all-MiniLM-L6-v2-ane "How do I reset my password?"
   hft2ane convert sentence-transformers/all-MiniLM-L6-v2 --out minilm
   hft2ane convert ./my-finetuned-bert --out mine --lengths 64,256
-  hft2ane inspect minilm/release/all-MiniLM-L6-v2.float16.mlpackage
-  hft2ane lint other.mlpackage                               will it live on the Neural Engine?
-  hft2ane eval some.mlpackage --inputs x.npz --out y.npz     compute its outputs, on any machine
-  hft2ane compare some.mlpackage other.mlpackage --where     PSNR between two packages, and where they part
-  hft2ane try my-org/all-MiniLM-L6-v2-ane "How do I reset my password?"
-  hft2ane measure my-org/all-MiniLM-L6-v2-ane                on a Mac: what Core ML does with a release
-  hft2ane run --organization my-org                          plan, convert, verify, publish
-  hft2ane site --organization my-org                         the catalogue of what is published
+  hft2ane lint minilm/release/all-MiniLM-L6-v2.float16.mlpackage
+  hft2ane eval some.mlpackage --inputs x.npz --out y.npz
+  hft2ane compare some.mlpackage other.mlpackage --where
+  hft2ane plan --manifests ours.yaml
+  hft2ane run --manifests ours.yaml --organization my-org
+  hft2ane measure my-org/all-MiniLM-L6-v2-ane
 
-A Hub other than huggingface.co: HF_ENDPOINT. The token to publish with: HF_TOKEN.
+A Hub other than huggingface.co: HF_ENDPOINT. A token to publish with: HF_TOKEN.
 """
 
 
@@ -88,11 +94,13 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="hft2ane",
         description="Hugging Face Transformers, ready-made for the Apple Neural Engine.",
-        epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--debug", action="store_true", help="show the traceback of an error")
     commands = Commands(top)
-    for group in (night, models, releases, catalogue, steps, packages, macs, use, worker):
-        group.add(commands)
+    for title, groups in GROUPS.items():
+        commands.title(title)
+        for group in groups:
+            group.add(commands)
+    top.epilog = f"{top.epilog}\n{EXAMPLES}"
     return top

@@ -11,9 +11,7 @@ NIGHTS = 14
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add(
-        "site", site, "Build a static site of what is published, of the last runs, and of what is not possible."
-    )
+    sub = commands.add("site", site, "Build a static site: what is published, runs, requests.")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="whose releases; default: where the manifests say")
     sub.add_argument("--out", type=Path, default=Path("site"), help="the folder to make, or make anew (default: site)")

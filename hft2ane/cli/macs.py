@@ -18,16 +18,14 @@ TARGET = "a published repo, the folder of a job, or an .mlpackage"
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add(
-        "measure", measure, "Run packages with Core ML on this Mac: results, latency, memory, plan.", needs=("convert",)
-    )
+    sub = commands.add("measure", measure, "Run packages with Core ML: results, latency, memory.", needs=("convert",))
     sub.add_argument("target", metavar="REPO[@TAG]|FOLDER|PACKAGE", help=TARGET)
     sub.add_argument("--units", type=units, default=(), metavar="UNITS", help="e.g. CPU_ONLY,CPU_AND_NE (default: all)")
     sub.add_argument("--timeout", type=float, metavar="S", help="seconds to wait for one answer (default: 600)")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write there instead of to measurements/")
     sub.add_argument("--work", type=Path, metavar="DIR", help="keep what is downloaded of REPO there")
 
-    sub = commands.add("measurements", show, "Check the contributed measurements, and show them as a table.")
+    sub = commands.add("measurements", show, "Check what Macs measured, and show it; on any machine.")
     sub.add_argument(
         "--from", type=Path, default=measurements.FOLDER, dest="folder", metavar="DIR", help="default: measurements"
     )

@@ -1,4 +1,4 @@
-"""Commands for one model: convert, rebuild, families."""
+"""Commands for one model: demo, convert, families."""
 
 import argparse
 from dataclasses import replace
@@ -12,10 +12,13 @@ from hft2ane.records import Gates, Job, Progress, Recipe
 
 
 def add(commands: Commands) -> None:
+    sub = commands.add("demo", demo, "All of it, on real models and a Hub on this machine.", needs=("convert", "flows"))
+    sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
+
     sub = commands.add(
         "convert",
         convert,
-        "Convert one model, Hub id or local folder, up to its card; publish nothing.",
+        "Convert a Hub id or a folder; publish nothing.",
         needs=("convert",),
     )
     sub.add_argument("source", metavar="SOURCE", help="a Hub id, or a folder with config.json and model.safetensors")
@@ -29,13 +32,7 @@ def add(commands: Commands) -> None:
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
 
     sub = commands.add(
-        "rebuild", rebuild, "Make a published release's packages again, and compare their digests.", needs=("convert",)
-    )
-    sub.add_argument("release", metavar="REPO[@TAG]", help="a repo with a conversion.json (default: at main)")
-    sub.add_argument("--out", type=Path, required=True, help="the folder to make")
-
-    sub = commands.add(
-        "families", families, "Which architectures (model_type) can be converted, for which tasks.", needs=("convert",)
+        "families", families, "Show which families can be converted, for which tasks.", needs=("convert",)
     )
     sub.add_argument("--markdown", action="store_true", help="as the table of the README")
 
@@ -78,20 +75,6 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     source.fetch(out, hub, progress)
 
 
-def rebuild(options: argparse.Namespace) -> int:
-    quieten()
-    from hft2ane.hub import Hub
-    from hft2ane.rebuild import rebuild as again
-    from hft2ane.terminal import bar, show_rebuilt
-
-    check_out(options.out)
-    repo, _, revision = options.release.partition("@")
-    with bar(options.release) as progress:
-        rebuilt = again(options.out, repo, revision or "main", Hub(), progress)
-    show_rebuilt(rebuilt)
-    return 0 if rebuilt.same else 1
-
-
 def check_out(out: Path) -> None:
     if out.exists() and not ((out / "job.json").is_file() or (out.is_dir() and not any(out.iterdir()))):
         raise BadInput(f"{out} exists and is not a folder of an earlier conversion; name another with --out")
@@ -106,3 +89,9 @@ def families(options: argparse.Namespace) -> int:
     else:
         show_families(catalogue())
     return 0
+
+
+def demo(options: argparse.Namespace) -> int:
+    from hft2ane.demo import demo as show
+
+    return show(options.out)

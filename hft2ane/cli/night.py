@@ -1,4 +1,4 @@
-"""Commands for all that the manifests want: plan, run, audit, demo."""
+"""Commands for all that the manifests want: plan, run, nights, audit."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from hft2ane.records import Progress
 def add(commands: Commands) -> None:
     for name, command, about in (
         ("plan", plan, "Show what would be done, and why; write nothing."),
-        ("run", run, "Plan and do it: convert, verify and publish what is new or changed."),
+        ("run", run, "Do it: convert, verify and publish what the plan says."),
     ):
         sub = commands.add(name, command, about, needs=("convert", "flows") if name == "run" else ())
         sub.add_argument(
@@ -50,20 +50,13 @@ def add(commands: Commands) -> None:
     sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none has ended since then")
     sub.add_argument("--markdown", action="store_true", help="the newest one as a page")
 
-    sub = commands.add(
-        "audit", audit, "Download what is published, and check that it is what it says; measure it again."
-    )
+    sub = commands.add("audit", audit, "Check and measure again what is published.")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="look there instead of where the manifests say")
     sub.add_argument("--only", nargs="+", metavar="ID", help="these models only")
     sub.add_argument("--sample", type=int, metavar="N", help="so many repos, others each day (default: all)")
     sub.add_argument("--digests", action="store_true", help="compute nothing: files and digests only")
     sub.add_argument("--json", action="store_true")
-
-    sub = commands.add(
-        "demo", demo, "The whole pipeline on real models and a Hub on this machine.", needs=("convert", "flows")
-    )
-    sub.add_argument("--out", type=Path, default=Path("demo"), help="the folder to make (default: demo)")
 
 
 def plan(options: argparse.Namespace) -> int:
@@ -183,9 +176,3 @@ def audit(options: argparse.Namespace) -> int:
     if done.away:
         raise done.away
     return int(bool(done.untrue))
-
-
-def demo(options: argparse.Namespace) -> int:
-    from hft2ane.demo import demo as show
-
-    return show(options.out)

@@ -11,24 +11,44 @@ from hft2ane import records
 from hft2ane.records import Unit, Variant
 
 Command = Callable[[argparse.Namespace], int]
+WIDE = len("verify-signature")
 
 
 class Commands:
-    """The commands of hft2ane, or of one of its groups."""
+    """The commands of hft2ane, or those of a command that has some of its own (`worker`).
+
+    `help`: titles, and below each its commands with what they do; hft2ane has too many of them for one list."""
 
     def __init__(self, top: argparse.ArgumentParser) -> None:
-        self.parsers = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+        top.usage = f"{top.prog} [OPTIONS] COMMAND ..."
+        self.top, self.help = top, ""
+        # argparse would list all of them under one title.
+        self.parsers = top.add_subparsers(prog=top.prog, metavar="COMMAND", required=True, help=argparse.SUPPRESS)
+
+    def title(self, text: str) -> None:
+        """What is added from here on is listed below it."""
+        self.help += f"\n{text}:\n"
 
     def add(self, name: str, command: Command, about: str, needs: tuple[str, ...] = ()) -> argparse.ArgumentParser:
         """`needs`: see `cli.NEEDS`, what it cannot run without."""
-        sub: argparse.ArgumentParser = self.parsers.add_parser(name, help=about, description=about)
+        sub = self.parser(name, about)
         sub.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
         sub.set_defaults(command=command, needs=needs)
         return sub
 
     def group(self, name: str, about: str) -> Commands:
         """A command that is nothing without one of its own."""
-        return Commands(self.parsers.add_parser(name, help=about, description=about))
+        commands = Commands(self.parser(name, about))
+        commands.title("commands")
+        return commands
+
+    def parser(self, name: str, about: str) -> argparse.ArgumentParser:
+        self.help += f"  {name:{WIDE}}  {about.rstrip('.')}\n"
+        self.top.epilog = self.help.lstrip("\n")
+        made: argparse.ArgumentParser = self.parsers.add_parser(
+            name, description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+        )
+        return made
 
 
 def reason(text: str) -> str:

@@ -15,7 +15,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "inspect",
         inspect,
-        "Show what an .mlpackage contains: functions, inputs, outputs, operations, digest.",
+        "Show what a package has: functions, inputs, operations.",
         needs=("read",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "lint",
         lint,
-        "Say where an .mlpackage will run, and what keeps it off the Neural Engine. No Mac needed.",
+        "Predict what of a package the Neural Engine will run.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -38,7 +38,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "eval",
         evaluate,
-        "Compute a package's outputs on any machine, as it declares them to be rounded.",
+        "Compute a package's outputs, rounded as it declares them.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")
@@ -52,7 +52,7 @@ def add(commands: Commands) -> None:
     sub = commands.add(
         "compare",
         compare,
-        "PSNR between two packages, output by output, the reference computed in float32.",
+        "PSNR between two packages, by output and by layer.",
         needs=("evaluate",),
     )
     sub.add_argument("package", type=Path, metavar="PACKAGE")

@@ -1,13 +1,18 @@
-"""Commands for what is published: rollback, retire, verify-signature."""
+"""Commands for what is published: rebuild, verify-signature, rollback, retire."""
 
 import argparse
 from pathlib import Path
 
-from hft2ane.cli.options import Commands, reason
+from hft2ane.cli.models import check_out
+from hft2ane.cli.options import Commands, quieten, reason
 from hft2ane.errors import BadInput
 
 
 def add(commands: Commands) -> None:
+    sub = commands.add("rebuild", rebuild, "Make a release's packages again, compare digests.", needs=("convert",))
+    sub.add_argument("release", metavar="REPO[@TAG]", help="a repo with a conversion.json (default: at main)")
+    sub.add_argument("--out", type=Path, required=True, help="the folder to make")
+
     sub = commands.add("verify-signature", verify_signature, "Check that a release is signed, and is what was signed.")
     sub.add_argument("release", metavar="REPO[@TAG]|FOLDER", help="a repo on the Hub, or a downloaded release")
     by = sub.add_mutually_exclusive_group(required=True)
@@ -15,18 +20,32 @@ def add(commands: Commands) -> None:
     by.add_argument("--identity", help="whom the CI vouched for, e.g. a workflow's address; needs --issuer")
     sub.add_argument("--issuer", metavar="URL", help="the CI that vouched")
 
-    sub = commands.add("rollback", rollback, "Put the files of an earlier version back, as the next version.")
+    sub = commands.add("rollback", rollback, "Put an earlier version's files back, as the next one.")
     sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
     sub.add_argument("version", metavar="VERSION", help="one of its tags, e.g. v3")
 
     sub = commands.add(
         "retire",
         retire,
-        "Say in a published repo that it gets no new versions; nothing of it is deleted.",
+        "Say that a repo gets no new versions; delete nothing.",
         needs=("convert",),
     )
     sub.add_argument("repo", metavar="REPO", help="the published repo, as `plan` shows it")
     sub.add_argument("--reason", type=reason, required=True, metavar="TEXT", help="why, for those who use it")
+
+
+def rebuild(options: argparse.Namespace) -> int:
+    quieten()
+    from hft2ane.hub import Hub
+    from hft2ane.rebuild import rebuild as again
+    from hft2ane.terminal import bar, show_rebuilt
+
+    check_out(options.out)
+    repo, _, revision = options.release.partition("@")
+    with bar(options.release) as progress:
+        rebuilt = again(options.out, repo, revision or "main", Hub(), progress)
+    show_rebuilt(rebuilt)
+    return 0 if rebuilt.same else 1
 
 
 def verify_signature(options: argparse.Namespace) -> int:

@@ -14,8 +14,8 @@ from hft2ane.records import Job, Progress, Report
 
 def add(commands: Commands) -> None:
     for name, command, about in (
-        ("fetch", fetch, "Step 1 on a job folder: take the pinned files."),
-        ("ranges", ranges, "How large the numbers get in fp16, layer by layer, after step 1; writes ranges.json."),
+        ("fetch", fetch, "Step 1: take the pinned files."),
+        ("ranges", ranges, "After step 1, optional: how large its numbers get."),
         ("export", export, "Step 2: write the packages."),
         ("verify", verify, "Step 3: measure them against the original."),
         ("card", card, "Step 4: write the card and the release folder."),

@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # it brings numpy
 
 
 def add(commands: Commands) -> None:
-    sub = commands.add("try", attempt, "Ask a published model, and print the answer that its task is for.")
+    sub = commands.add("try", attempt, "Ask a published model what its task is for.")
     sub.add_argument("model", metavar="MODEL", help="a repo, REPO@TAG, a release's folder, or an .mlpackage")
     sub.add_argument(
         "texts",
@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("--pair", action="store_true", help="classify two texts as one that consists of both")
     sub.add_argument("--variant", help="default: float16, or the best that there is")
-    sub.add_argument("--json", action="store_true")
+    sub.add_argument("--json", action="store_true", help="the whole answers as JSON")
 
 
 def attempt(options: argparse.Namespace) -> int:

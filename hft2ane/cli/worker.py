@@ -13,16 +13,16 @@ WORK = "~/.cache/hft2ane/work"  # as in flows/convert_model.py, which imports Pr
 
 
 def add(commands: Commands) -> None:
-    group = commands.group("worker", "For a machine that does the night's work: is it fit for that, how is it started.")
+    group = commands.group("worker", "Whether this machine is fit for the night's work.")
 
-    sub = group.add("doctor", examine, "Check this machine, one line a check; ends with 1 when there is a problem.")
+    sub = group.add("doctor", examine, "Check this machine; ends with 1 when there is a problem.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
     sub.add_argument("--work", type=Path, metavar="DIR", help=f"of job folders (default: HFT2ANE_WORK, or {WORK})")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="publish there instead of where the manifests say")
     sub.add_argument("--json", action="store_true")
 
-    sub = group.add("plist", plist, "Write what launchd needs to keep a worker running, to standard output.")
+    sub = group.add("plist", plist, "Print what launchd needs to keep a worker running.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool (default: {doctor.MAC})")
     sub.add_argument("--user", default=getpass.getuser(), help="who runs it (default: you)")
     sub.add_argument(
