@@ -341,7 +341,9 @@ def test_a_lost_run_is_crashed_and_a_missing_night_is_told(served: Served) -> No
     assert served.client.read_flow_run(mute.id).state_type == StateType.RUNNING
     assert until(lambda: served.chat.messages)
     when, what = served.chat.messages[0]
-    assert json.loads(what) == {"text": "hft2ane: no night for 0.00416667 hours"}
+    said = json.loads(what)
+    assert said["text"] == "hft2ane: no night for 0.00416667 hours"
+    assert "look at the control pool's worker and at the server" in said["body"]
     assert when - ended > long  # not since the automation was made
 
 
