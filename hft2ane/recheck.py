@@ -15,7 +15,7 @@ from typing import Literal
 
 from hft2ane import checksums, keys, package, records, source, state
 from hft2ane.attempts import State, Untrue
-from hft2ane.errors import Hft2aneError, OverLimit, SourceError, ToolchainMismatch, Unavailable
+from hft2ane.errors import Hft2aneError, OverLimit, SourceError, ToolchainMismatch, Unavailable, WorkerLost
 from hft2ane.hub import VERSION, Hub, digest
 from hft2ane.records import SUMS, UNGATED, Conversion, Job, Progress, RemoteFile, Report, silent
 from hft2ane.signature import SIGNATURE
@@ -159,7 +159,7 @@ def _measure(repo: str, hub: Hub, folder: Path, record: Conversion, measure: Mea
     try:
         source.fetch(folder, hub, silent)
         measure(folder)
-    except (SourceError, OverLimit, ToolchainMismatch) as err:  # says nothing of what is published
+    except (SourceError, OverLimit, ToolchainMismatch, WorkerLost) as err:  # says nothing of what is published
         return Checked(repo, None, (), (f"not measured again: {err}",))
     except Unavailable:
         raise

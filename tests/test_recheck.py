@@ -12,7 +12,7 @@ from huggingface_hub import constants
 
 from hft2ane import keys, package, recheck, records, state
 from hft2ane.attempts import State, Untrue
-from hft2ane.errors import GateFailed, HubUnavailable, OverLimit, ToolchainMismatch
+from hft2ane.errors import GateFailed, HubUnavailable, OverLimit, ToolchainMismatch, WorkerLost
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
@@ -132,7 +132,7 @@ def test_figures_of_another_protocol_are_not_compared(hub: Hub, tmp_path: Path) 
     assert seen.notes == ("its figures are of p1: not measured again",)
 
 
-@pytest.mark.parametrize("error", [OverLimit("too slow"), ToolchainMismatch("torch 1")])
+@pytest.mark.parametrize("error", [OverLimit("too slow"), ToolchainMismatch("torch 1"), WorkerLost("signal 9")])
 def test_a_machine_that_cannot_measure_says_nothing_of_the_release(
     hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
