@@ -36,7 +36,7 @@ demo: .venv  ## the whole pipeline on real models and a Hub on this machine, int
 	@$(BIN)/hft2ane demo
 
 test: .venv  ## all tests, the demo among them
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: .venv  ## format, lint, types, workflows, contributed measurements
 	$(BIN)/ruff format --check .

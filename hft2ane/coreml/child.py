@@ -16,6 +16,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -101,8 +102,7 @@ class Served:
 
     def memory(self) -> Answer:
         """The most so far, in bytes."""
-        kilo = 1 if platform.system() == "Darwin" else 1024
-        return {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * kilo, "footprint": footprint()}
+        return {"peak": peak(), "footprint": footprint()}
 
     def plan(self, compiled: str, function: str, unit: str) -> Answer:
         """What Core ML says of each operation; of some, as of constants, it says nothing."""
@@ -111,6 +111,15 @@ class Served:
 
         planned = MLComputePlan.load_from_path(compiled, compute_units=ComputeUnit[unit])
         return {"operations": list(operations(planned, function))}
+
+
+def peak() -> int:
+    """Bytes of memory that this process held at most. Linux counts into ru_maxrss what the parent held when it forked,
+    and has the process's own figure elsewhere."""
+    if platform.system() == "Darwin":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (own,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(own.split()[1]) * 1024
 
 
 def operations(planned: Any, function: str) -> Iterator[Answer]:
