@@ -1,7 +1,10 @@
 """What several test files need: an isolated environment, a Hub on this machine, and a tiny checkpoint."""
 
+import atexit
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,12 @@ os.environ |= {
     # What a server says when it stops, at the very end, where nobody listens any more.
     "PREFECT_LOGGING_LEVEL": "WARNING",
     "PREFECT_SERVER_LOGGING_LEVEL": "CRITICAL",
+    # Whichever test imports Prefect first: its settings are read then, and hold for the whole process.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "180",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_HOME": tempfile.mkdtemp(prefix="hft2ane-tests-"),
 }
+atexit.register(shutil.rmtree, os.environ["PREFECT_HOME"], ignore_errors=True)
 for name in ("HF_TOKEN", "HF_ENDPOINT", "PREFECT_API_URL", "PREFECT_PROFILE"):
     os.environ.pop(name, None)
 
