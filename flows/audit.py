@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
+from markupsafe import Markup
 from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows import child
 from flows.convert_model import check_lock
 from hft2ane import recheck
+from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
 from hft2ane.recheck import Audited, Checked
@@ -74,23 +76,15 @@ def markdown(done: Audited, of: int) -> str:
         "",
         "| | repo | commit | PSNR of the worst row, dB: published, now | |",
         "|:--|:--|:--|:--|:--|",
-        *(row(each) for each in sorted(done.found, key=lambda each: (not each.problems, each.repo))),
+        *(line(each) for each in sorted(done.found, key=lambda each: (not each.problems, each.repo))),
     ]
     if done.away:
-        lines += ["", cell(str(done.away))]
+        lines += ["", str(escape(done.away))]
     return "\n".join(lines) + "\n"
 
 
-def row(each: Checked) -> str:
+def line(each: Checked) -> str:
     word = "**untrue**" if each.problems else "true" if each.commit else "nothing there"
     figures = ", ".join(f"{variant} {old:.1f}, {now:.1f}" for variant, old, now in each.measured)
     said = "; ".join((*each.problems, *each.notes))
-    return f"| {word} | {each.repo} | {(each.commit or '')[:12]} | {figures} | {cell(said)} |"
-
-
-def cell(text: str) -> str:
-    """One line that opens no column, link or tag of its own: file names are the work of whoever published."""
-    text = " ".join(text.split())
-    for sign in "\\`*_[]<>|":
-        text = text.replace(sign, f"\\{sign}")
-    return text
+    return str(row([Markup(word), each.repo, (each.commit or "")[:12], figures, said]))

@@ -36,7 +36,6 @@ from hft2ane.survey import begin, folder_of, model_type
 REFUSALS = (WorkerMismatch.__name__, NoSpace.__name__)
 ANSWER = "outcome"  # the type of the artifact that a run leaves
 HOLD = 60.0  # seconds that a worker which cannot do a job keeps it, so that it does not empty the queue
-WORK = "~/.cache/hft2ane/work"
 TOLD = 5.0  # seconds between two updates of a progress bar
 TAIL = 40  # lines of a failed conversion's log that go to the run's
 
@@ -62,19 +61,18 @@ publish_task = task(name="publish", **retrying)(publish.publish)
 
 @flow(name="convert-model", flow_run_name="{job[repo]}", validate_parameters=False)
 def convert_model(job: dict[str, Any], lock: str | None = None, work: str | None = None) -> State[Any]:
-    """`job`: as in job.json; `lock`: digest of the lock that is deployed, None: any will do; `work`: where the folders
-    of jobs go, by default HFT2ANE_WORK, or below ~/.cache."""
+    """`job`: as in job.json; `lock`: digest of the lock that is deployed, None: any will do; `work`: see
+    `room.work_folder`."""
     line = records.parse(json.dumps(job), Job, "the job")
-    place = Path(work or os.environ.get("HFT2ANE_WORK", WORK)).expanduser()
     try:
         check_lock(lock)
     except WorkerMismatch as err:
         found = failure(line, err)
     else:
-        found = convert(line, place, Hub(), Bar(line.repo))
+        found = convert(line, room.work_folder(work), Hub(), Bar(line.repo))
     if found.kind in REFUSALS:
         time.sleep(HOLD)
-    found = replace(found, log=page(runtime.flow_run.id))
+    found = replace(found, worker=machine(), log=page(runtime.flow_run.id))
     answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=json.loads(records.dump(found)))
     patiently(answer.create)
     if found.url:
@@ -120,8 +118,7 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
 def failure(job: Job, err: Exception) -> Outcome:
     kind, text = type(err).__name__, str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
     return Outcome(
-        job.id, job.repo, job.action, job.why, "failed", error=text, kind=kind, signature=signature(kind, text),
-        worker=machine(),
+        job.id, job.repo, job.action, job.why, "failed", error=text, kind=kind, signature=signature(kind, text)
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import UUID
 
 from prefect import get_run_logger, runtime
@@ -36,7 +36,7 @@ from prefect.states import Cancelling
 from flows import convert_model
 from flows.patience import patiently
 from hft2ane import records
-from hft2ane.errors import BadInput, Hft2aneError, NoWorker, WorkerLost
+from hft2ane.errors import BadInput, NoWorker, WorkerLost
 from hft2ane.hub import Hub
 from hft2ane.records import Job, Outcome, Progress
 
@@ -48,7 +48,6 @@ PATIENCE = 7200.0  # seconds without any machine that takes jobs up
 GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 TAG = "hft2ane"  # of the runs that nights dispatch
 
-T = TypeVar("T")
 Told = Callable[[str, str, float], None]  # model id, what it does, share done
 
 
@@ -105,7 +104,7 @@ class Pool:
         self.night = str(runtime.flow_run.id)
         self.flying: dict[UUID, Flying] = {}
         try:
-            deployment = self.ask(lambda: client.read_deployment_by_name(DEPLOYMENT))
+            deployment = patiently(lambda: client.read_deployment_by_name(DEPLOYMENT))
         except ObjectNotFound as err:
             raise BadInput(f"the server has no deployment {DEPLOYMENT}: `make deploy` makes it") from err
         self.pool, self.deployment = str(deployment.work_pool_name), deployment.id
@@ -125,21 +124,18 @@ class Pool:
                 pool.cancel()
                 raise
 
-    def ask(self, call: Callable[[], T]) -> T:
-        return patiently(call)
-
     def has_room(self) -> bool:
         if time.monotonic() - self.counted > 15 * POLL:
             self.machines, self.counted = self.online(), time.monotonic()
         return len(self.flying) < 2 * max(1, self.machines)
 
     def online(self) -> int:
-        workers = self.ask(lambda: self.client.read_workers_for_work_pool(self.pool))
+        workers = patiently(lambda: self.client.read_workers_for_work_pool(self.pool))
         return sum(worker.status == WorkerStatus.ONLINE for worker in workers)
 
     def going(self) -> list[FlowRun]:
         """Runs of the deployment that have not ended, whoever dispatched them."""
-        return self.ask(
+        return patiently(
             lambda: self.client.read_flow_runs(
                 deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self.deployment])),
                 flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=GOING))),
@@ -173,7 +169,7 @@ class Pool:
 
     def dispatch(self, flying: Flying) -> None:
         job = flying.job
-        made = self.ask(
+        made = patiently(
             lambda: run_deployment(
                 DEPLOYMENT,
                 parameters={"job": json.loads(records.dump(job))},
@@ -200,7 +196,7 @@ class Pool:
     def busy(self) -> bool:
         """Whether the machines do something else, such as an audit."""
         return bool(
-            self.ask(
+            patiently(
                 lambda: self.client.read_flow_runs(
                     work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self.pool])),
                     flow_run_filter=FlowRunFilter(
@@ -216,7 +212,7 @@ class Pool:
         for first in range(0, len(ids), 100):
             some = ids[first : first + 100]
             which = FlowRunFilter(id=FlowRunFilterId(any_=some))
-            runs = self.ask(lambda which=which: self.client.read_flow_runs(flow_run_filter=which, limit=100))  # type: ignore[misc]
+            runs = patiently(lambda which=which: self.client.read_flow_runs(flow_run_filter=which, limit=100))  # type: ignore[misc]
             there = {run.id: run for run in runs}
             for id in some:
                 yield from self.look(id, there.get(id))
@@ -258,11 +254,11 @@ class Pool:
         """The outcome of a run that has ended. None: it is not there any more."""
         if run is None:
             err = WorkerLost("the server does not know its run any more: it was deleted, or the server is another one")
-            return replace(convert_model.failure(job, err), worker="")
+            return convert_model.failure(job, err)
         try:
             return self.outcome(run, job)
         except BadInput as err:  # of an earlier night's run, another version's
-            return replace(convert_model.failure(job, err), worker="")
+            return convert_model.failure(job, err)
 
     def outcome(self, run: FlowRun, job: Job) -> Outcome:
         """As the run told it, or what its end tells of it."""
@@ -272,15 +268,14 @@ class Pool:
             answers = ArtifactFilter(
                 flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=[convert_model.ANSWER])
             )
-            for answer in self.ask(lambda: self.client.read_artifacts(artifact_filter=answers)):
+            for answer in patiently(lambda: self.client.read_artifacts(artifact_filter=answers)):
                 return records.parse(str(answer.data), Outcome, f"the answer of run {run.id}")
         address = convert_model.page(run.id)
         if state.is_cancelled():
             by_hand = "its run was cancelled by hand"
             return Outcome(job.id, job.repo, job.action, job.why, "held", error=by_hand, log=address)
         how = " ".join((state.message or "").split()) or "no reason is given"
-        err: Hft2aneError = WorkerLost(f"{state.name}: {how}")
-        return replace(convert_model.failure(job, err), worker="", log=address)
+        return replace(convert_model.failure(job, WorkerLost(f"{state.name}: {how}")), log=address)
 
     def give_up(self) -> list[Outcome]:
         flying = list(self.flying.values())
@@ -290,7 +285,7 @@ class Pool:
             f"no machine of the pool {self.pool} took a job up for {hours:g} hours: is a worker running? "
             "`hft2ane worker doctor` on one tells more"
         )
-        return [replace(convert_model.failure(each.job, NoWorker(why)), worker="") for each in flying]
+        return [convert_model.failure(each.job, NoWorker(why)) for each in flying]
 
     def cancel(self) -> None:
         """All runs of this night; also one that the server has made and whose answer we did not wait for."""
@@ -301,7 +296,7 @@ class Pool:
 
     def call_back(self, run: UUID, why: str) -> None:
         with contextlib.suppress(ObjectNotFound):  # deleted by hand
-            self.ask(lambda: self.client.set_flow_run_state(run, Cancelling(message=why)))
+            patiently(lambda: self.client.set_flow_run_state(run, Cancelling(message=why)))
 
 
 def job_key(job: Any) -> bytes:

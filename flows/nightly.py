@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import inspect
-import os
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -20,14 +19,14 @@ from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State
 from prefect.states import Completed
 
-from flows.convert_model import WORK, Bar, check_lock
+from flows.convert_model import Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told
 from flows.patience import patiently
-from hft2ane import nights, records, state, waves
+from hft2ane import nights, records, room, state, waves
 from hft2ane.attempts import news
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
-from hft2ane.records import Job, Outcome, Run
+from hft2ane.records import TO_DO, Job, Outcome, Run
 from hft2ane.survey import Survey, owners, remember, survey, wanted
 from hft2ane.waves import belongs, held
 
@@ -81,7 +80,7 @@ def conducted(
 ) -> Run:
     """A night that does not break off, with all that is left of it: run.json, what is remembered, what people read."""
     started, clock, hub = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub())
-    folder = Path(work or os.environ.get("HFT2ANE_WORK", WORK)).expanduser()
+    folder = room.work_folder(work)
     models = wanted([Path(path) for path in manifests], organization, only)
     found = survey(models, hub, complete=not only, limit=wave)
     if any(job.to_do for job in found.jobs):
@@ -145,7 +144,7 @@ def counted(outcomes: Iterator[Outcome], whole: int) -> Iterator[Outcome]:
     """Shows how many of the `whole` that are to be done have been."""
     bar, done = Bar("night"), 0
     for outcome in outcomes:
-        if outcome.seconds or outcome.status == "failed":
+        if outcome.action in TO_DO:
             done += 1
             bar(f"{done} of {whole}", done / max(whole, done))
         yield outcome

@@ -340,13 +340,10 @@ class Hub:
 
     def read_data(self, repo: str, path: str) -> tuple[str | None, bytes]:
         """The head of a dataset repo, and a small file there, b"" where there is none; (None, b""): no such repo."""
-        try:
-            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
-            head = str(json.loads(answer.content)["sha"])
-        except ModelNotFound:
+        found = self._dataset(repo)
+        if found is None:
             return None, b""
-        except (ValueError, LookupError, TypeError) as err:
-            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
+        head = found[0]
         try:
             return head, self._get(f"/datasets/{repo}/resolve/{head}/{quote(path)}", f"read {repo}/{path}").content
         except ModelNotFound:
@@ -354,13 +351,8 @@ class Hub:
 
     def list_data(self, repo: str) -> tuple[str, ...]:
         """The paths of a dataset repo's files; none where there is no such repo."""
-        try:
-            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
-            return tuple(str(each["rfilename"]) for each in json.loads(answer.content)["siblings"])
-        except ModelNotFound:
-            return ()
-        except (ValueError, LookupError, TypeError) as err:
-            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
+        found = self._dataset(repo)
+        return found[1] if found else ()
 
     def write_data(self, repo: str, files: Mapping[str, bytes], *, parent: str | None, title: str) -> None:
         """One commit on top of `parent`; None: the repo is made first, private. Like `commit`, sent once: call this
@@ -417,6 +409,17 @@ class Hub:
             at = max(now, recent[-self.commits_an_hour] + 3600) if len(recent) >= self.commits_an_hour else now
             self._sent = [*recent, at]
         time.sleep(at - now)
+
+    def _dataset(self, repo: str) -> tuple[str, tuple[str, ...]] | None:
+        """The head of a dataset repo, and the paths of its files; None: no such repo."""
+        try:
+            answer = self._get(f"/api/datasets/{_checked(repo)}/revision/main", f"look up {repo}")
+            found = json.loads(answer.content)
+            return str(found["sha"]), tuple(str(each["rfilename"]) for each in found["siblings"])
+        except ModelNotFound:
+            return None
+        except (ValueError, LookupError, TypeError) as err:
+            raise HubUnavailable(f"{self.host} says nothing of {repo} that makes sense: try later") from err
 
     def _refs(self, repo: str) -> GitRefs:
         return self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))

@@ -102,7 +102,9 @@ def table(status: str, outcomes: Sequence[Outcome], run: Run) -> Iterator[str]:
             place = " ".join(filter(None, (o.worker, f"(try {o.tries})" if o.tries > 1 else "")))
             mark = "**new**" if o.id in run.failed else ""
             error = code(o.error or "")
-            yield str(row((Markup(mark), o.id, o.why, error, next_try(o), place, Markup(link("log", o.log)))))
+            yield str(
+                row((Markup(mark), o.id, o.why, error, next_try(o), place, Markup(link("log", o.log) if o.log else "")))
+            )
     elif status in DONE:
         yield from head("model", "why", "rewrite dB", "package dB", "MB", "s", "where", "published as")
         for o in outcomes:
@@ -125,9 +127,9 @@ def next_try(outcome: Outcome) -> str:
 
 
 def link(text: str, address: str | None) -> str:
-    """A link to a page; to a file there is none, so its name."""
+    """A link to a page, or the text where there is none. To a file of a machine nothing leads: its name."""
     if address is None:
-        return str(escape(text)) if "@" in text else ""
+        return str(escape(text))
     return f"[{escape(text)}]({address})" if address.startswith(("http://", "https://")) else str(code(address))
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import fcntl
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,10 +10,16 @@ from pathlib import Path
 from hft2ane import records
 from hft2ane.records import Job
 
+WORK = "~/.cache/hft2ane/work"
 TIMES = 4  # a job takes up to so many times the size of what it fetches, its packages among it
 LEAST = 1e9  # bytes more than that stay free, or
 LEAST_SHARE = 0.02  # of a small disk
 SMALL = (".json", ".log")
+
+
+def work_folder(named: Path | str | None = None) -> Path:
+    """Where the folders of jobs go: the one that is named, else HFT2ANE_WORK, else one below ~/.cache."""
+    return Path(named or os.environ.get("HFT2ANE_WORK") or WORK).expanduser()
 
 
 def make(work: Path, folder: Path, job: Job) -> None:

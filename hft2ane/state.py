@@ -40,7 +40,7 @@ def write(hub: Hub, before: State, after: State, owners: Iterable[str], run: Run
         if run is None and old == new:
             continue
         try:
-            _write(hub, f"{owner}/{REPO}", old, new, {path(run): records.dump(_part(run, owner))} if run else {})
+            _write(hub, f"{owner}/{REPO}", old, new, {path_of(run): records.dump(_part(run, owner))} if run else {})
         except Hft2aneError as err:
             warnings.append(f"{owner}/{REPO} cannot be written, so the next run will not know of this one: {err}")
     return warnings
@@ -56,7 +56,7 @@ def runs(hub: Hub, owner: str, last: int) -> list[Run]:
     return found
 
 
-def path(run: Run) -> str:
+def path_of(run: Run) -> str:
     """`runs/2026-11-28T030000Z.json`"""
     return f"{RUNS}/{run.started.astimezone(UTC):%Y-%m-%dT%H%M%SZ}.json"
 
@@ -76,12 +76,11 @@ def _write(hub: Hub, repo: str, old: State, new: State, more: Mapping[str, bytes
             there = _parsed(content)
         except Hft2aneError:  # told when it was read; nobody can go on with it
             there = State()
-        wanted = {FILE: records.dump(rebase(old, new, there)), **more}
-        if wanted[FILE] == content:
-            del wanted[FILE]
+        remembered = records.dump(rebase(old, new, there))
+        changed = {FILE: remembered} if remembered != content else {}
         # A commit whose answer was lost may have landed.
-        if any(hub.read_data(repo, path)[1] != written for path, written in wanted.items()):
-            hub.write_data(repo, wanted, parent=head, title="What the run remembers")
+        if changed or any(hub.read_data(repo, path)[1] != written for path, written in more.items()):
+            hub.write_data(repo, {**changed, **more}, parent=head, title="What the run remembers")
 
     hub.retry(attempt)
 

@@ -2,14 +2,11 @@
 
 import argparse
 import getpass
-import os
 import sys
 from pathlib import Path
 
-from hft2ane import doctor
+from hft2ane import doctor, room
 from hft2ane.cli.options import Commands, paths
-
-WORK = "~/.cache/hft2ane/work"  # as in flows/convert_model.py, which imports Prefect
 
 
 def add(commands: Commands) -> None:
@@ -17,7 +14,7 @@ def add(commands: Commands) -> None:
 
     sub = group.add("doctor", examine, "Check this machine; ends with 1 when there is a problem.")
     sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
-    sub.add_argument("--work", type=Path, metavar="DIR", help=f"of job folders (default: HFT2ANE_WORK, or {WORK})")
+    sub.add_argument("--work", type=Path, metavar="DIR", help=f"of job folders (default: HFT2ANE_WORK, or {room.WORK})")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="publish there instead of where the manifests say")
     sub.add_argument("--json", action="store_true")
@@ -38,7 +35,7 @@ def examine(options: argparse.Namespace) -> int:
     from hft2ane.survey import owners, wanted
     from hft2ane.terminal import show_checks
 
-    work = options.work or Path(os.environ.get("HFT2ANE_WORK") or WORK).expanduser()
+    work = room.work_folder(options.work)
     models = wanted(paths(options), options.organization, None)
     checks = doctor.examine(owners(models), options.pool, work, Hub())
     if options.json:
