@@ -20,11 +20,9 @@ from typing import Any
 import httpx2
 import pytest
 
-from flows import convert_model
 from flows.convert_model import check_lock
-from hft2ane import doctor, provenance
+from hft2ane import doctor, provenance, room
 from hft2ane.cli import main
-from hft2ane.cli import worker as command
 from hft2ane.doctor import Check
 from hft2ane.errors import WorkerMismatch
 from hft2ane.hub import Account, Hub, _account
@@ -422,8 +420,18 @@ def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert f"{tmp_path} cannot be written to" in doctor.disk(tmp_path / "not").found
 
 
-def test_the_work_folder_is_the_flows() -> None:
-    assert command.WORK == convert_model.WORK
+def test_the_disk_is_the_one_that_runs_use(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Path] = []
+    monkeypatch.setattr(doctor, "examine", lambda owners, pool, work, hub: seen.append(work) or [])
+    monkeypatch.setenv("HOME", str(tmp_path))
+    asked = ["worker", "doctor", "--json"]
+    for named, options in (("", []), ("~/named", []), ("~/named", ["--work", "~/asked for"])):
+        monkeypatch.setenv("HFT2ANE_WORK", named)
+        assert main(asked + options) == 0
+        assert seen[-1] == room.work_folder(Path(options[-1]) if options else None)
+    assert seen == [tmp_path / ".cache/hft2ane/work", tmp_path / "named", tmp_path / "asked for"]
 
 
 def test_memory_and_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
