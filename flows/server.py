@@ -37,6 +37,7 @@ STOPPING = 20.0
 SETTINGS = {
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     # Kept in memory otherwise: whoever holds a deployment's only place would lose it with a restart.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
@@ -71,6 +72,8 @@ def server(home: Path, database: Database = "sqlite", port: int = 0) -> Iterator
         environment = SETTINGS | {"PREFECT_SERVER_API_CORS_ALLOWED_ORIGINS": pages}
         environment |= {name: value for name, value in os.environ.items() if name not in FOREIGN}
         environment |= {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": address}
+        # The pages ask the API there; they do not learn it from the command.
+        environment |= {"PREFECT_SERVER_API_HOST": HOST, "PREFECT_SERVER_API_PORT": str(port)}
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
         log, url = home / "server.log", f"http://{HOST}:{port}/api"
         process = stack.enter_context(running(command, log, environment))

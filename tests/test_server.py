@@ -1,5 +1,6 @@
 """A Prefect server in the foreground, as `make server` starts it: it comes up, and leaves nothing behind."""
 
+import json
 import os
 import signal
 import stat
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -46,6 +48,8 @@ def test_with_postgresql_it_comes_up_and_goes_with_all_it_started(place: Path) -
         said = [process.stdout.readline() for _ in range(2)]
         assert said[1] == f"For whatever is to use it: export PREFECT_API_URL=http://127.0.0.1:{port}/api\n"
         assert answers(f"http://127.0.0.1:{port}/api/health")
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/ui-settings", timeout=60) as answer:
+            assert json.load(answer)["api_url"] == f"http://127.0.0.1:{port}/api"  # which its pages ask
         started = psutil.Process(process.pid).children(recursive=True)
         databases = [each for each in started if each.name().startswith("postgres")]
         assert databases
