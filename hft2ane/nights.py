@@ -82,12 +82,13 @@ def notification(run: Run) -> str:
 
 
 def markdown(run: Run) -> str:
-    """The night as a page, failures first."""
+    """The night as a page: first what newly fails, whatever it is called, then failures."""
     minutes = f"{run.seconds / 60:.0f} min" if run.seconds >= 90 else f"{run.seconds:.0f} s"
     lines = [f"# {shown(run.started)}", "", str(escape(headline(run))) + f", in {minutes}.", ""]
-    for status, title in SECTIONS.items():
+    news = {outcome.status for outcome in run.outcomes if outcome.id in run.failed}
+    for status in sorted(SECTIONS, key=lambda status: status not in news):
         if found := [outcome for outcome in run.outcomes if outcome.status == status]:
-            lines += [f"## {title}: {len(found)}", "", *table(status, found, run), ""]
+            lines += [f"## {SECTIONS[status]}: {len(found)}", "", *table(status, found, run), ""]
     if run.skipped:
         lines += [f"{run.skipped} models needed nothing.", ""]
     if run.warnings:
@@ -112,7 +113,7 @@ def table(status: str, outcomes: Sequence[Outcome], run: Run) -> Iterator[str]:
             yield str(row((o.id, o.why, *figures, o.worker, Markup(link(f"{o.repo}@{o.tag}", o.url)))))
     else:
         yield from head("", "model", "why")
-        for o in outcomes:
+        for o in sorted(outcomes, key=lambda o: o.id not in run.failed):
             yield str(row((Markup("**new**" if o.id in run.failed else ""), o.id, o.error or o.why)))
 
 

@@ -60,6 +60,14 @@ def test_the_report_begins_with_failures_and_the_new_one_first() -> None:
     assert "2 min" in page
 
 
+def test_what_newly_cannot_be_done_comes_before_what_went_well() -> None:
+    gone, gated = (Outcome(f"me/{name}", f"ane/{name}", "blocked", name, "blocked") for name in ("gone", "gated"))
+    page = nights.markdown(Run(STARTED, (GOOD, gated, gone), ("me/gone",), 1.0))
+    assert re.findall("me/[a-z]+", page.partition("##")[2]) == ["me/gone", "me/gated", "me/good"]
+    page = nights.markdown(Run(STARTED, (GOOD, gated, gone), (), 1.0))
+    assert re.findall("me/[a-z]+", page.partition("##")[2]) == ["me/good", "me/gated", "me/gone"]
+
+
 @pytest.mark.parametrize("hostile", ["<script>x</script>", "[a](javascript:x)", "a\nb", "`code`|"])
 def test_what_others_wrote_is_text(hostile: str) -> None:
     bad = Outcome(hostile, "ane/x", "create", hostile, "failed", error=hostile, log=hostile)
