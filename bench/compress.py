@@ -12,7 +12,7 @@ import transformers
 from hft2ane.compress import Array, Palettized, compress
 from hft2ane.families.bert import TASKS
 from hft2ane.mixed import FINE, Row, mix
-from hft2ane.records import FORMS
+from hft2ane.records.recipe import FORMS
 
 LAYERS, CHANNELS, WORDS, POSITIONS = 12, 768, 30522, 512
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from flows.server import Database
 from hft2ane import records
-from hft2ane.records import Run
+from hft2ane.records.night import Run
 from tests.conftest import tiny
 from tests.island import CONTROL, MACS, Island, until
 

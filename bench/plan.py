@@ -24,7 +24,10 @@ def fill(local: Any, folder: Path, entries: int) -> Path:
     """Originals, and what is published of them; the manifest."""
     from hft2ane import keys, layout, records
     from hft2ane.hub import Hub
-    from hft2ane.records import Conversion, Function, Package, Source, Tensor
+    from hft2ane.records.package import Function, Package, Tensor
+    from hft2ane.records.recipe import Recipe
+    from hft2ane.records.release import Conversion
+    from hft2ane.records.source import Source
 
     card = "---\nlicense: mit\nlanguage: en\n---\n"
     original = {"config.json": "{}", "README.md": card, "tokenizer.json": "{}", "vocab.txt": "a", "modules.json": "[]"}
@@ -42,7 +45,7 @@ def fill(local: Any, folder: Path, entries: int) -> Path:
         files = layout.select(found.files)
         package = Package("float16", "m.float16.mlpackage", "0" * 64, 1, "iOS 16 / macOS 13", (function,), "main")
         verify_key = keys.verify_key({"float16": package.digest}, keys.PROTOCOL, keys.BACKEND)
-        recipe = records.Recipe()
+        recipe = Recipe()
         record = Conversion(
             source=Source(model, found.commit, files, found.card),
             recipe=recipe,
@@ -78,7 +81,7 @@ def child(manifest: Path) -> None:
     """One run that finds nothing to do and remembers it; prints its figures."""
     from hft2ane import state
     from hft2ane.hub import Hub
-    from hft2ane.records import Outcome
+    from hft2ane.records.night import Outcome
     from hft2ane.survey import owners, remember, survey, wanted
 
     hub, models = Hub(), wanted([manifest], None, None)

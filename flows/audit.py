@@ -18,8 +18,8 @@ from hft2ane import recheck
 from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
+from hft2ane.progress import Progress, silent
 from hft2ane.recheck import Audited, Checked
-from hft2ane.records import Progress, silent
 from hft2ane.survey import wanted
 
 ARTIFACT = "audit"

@@ -19,7 +19,8 @@ from typing import IO
 import psutil
 
 from hft2ane import errors
-from hft2ane.records import Job, Progress
+from hft2ane.progress import Progress
+from hft2ane.records.job import Job
 
 KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 LOG = "build.log"  # in the job's folder: what the conversion and its libraries print

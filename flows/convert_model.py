@@ -29,7 +29,10 @@ from hft2ane import card, provenance, publish, records, room, source
 from hft2ane.attempts import signature
 from hft2ane.errors import Hft2aneError, NoSpace, OverLimit, Unavailable, WorkerMismatch
 from hft2ane.hub import Hub
-from hft2ane.records import Conversion, Job, Outcome, Progress, Published, Report, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome
+from hft2ane.records.release import Conversion, Published, Report
 from hft2ane.survey import begin, folder_of, model_type
 
 # Why one machine cannot do what another may.

@@ -38,7 +38,9 @@ from flows.patience import patiently
 from hft2ane import records
 from hft2ane.errors import BadInput, NoWorker, WorkerLost
 from hft2ane.hub import Hub
-from hft2ane.records import Job, Outcome, Progress
+from hft2ane.progress import Progress
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome
 
 DEPLOYMENT = "convert-model/mac"
 TRIES = 3

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from hft2ane import records, waves
 from hft2ane.hub import Hub
-from hft2ane.records import Run
+from hft2ane.records.night import Run
 from hft2ane.terminal import Bars, screen
 
 SETTINGS = {

@@ -22,11 +22,12 @@ from prefect.states import Completed
 from flows.convert_model import Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told
 from flows.patience import patiently
-from hft2ane import nights, records, room, state, waves
+from hft2ane import disk, nights, records, room, state, waves
 from hft2ane.attempts import news
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
-from hft2ane.records import TO_DO, Job, Outcome, Run
+from hft2ane.records.job import TO_DO, Job
+from hft2ane.records.night import Outcome, Run
 from hft2ane.survey import Survey, owners, remember, survey, wanted
 from hft2ane.waves import belongs, held
 
@@ -104,7 +105,7 @@ def conducted(
     for warning in run.warnings:
         get_run_logger().warning(warning)
     records.write(folder / "run.json", run)
-    records.write_bytes(folder / "run.md", nights.markdown(run).encode())
+    disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
     patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
     return run
 

@@ -21,7 +21,7 @@ from hft2ane import protocol
 from hft2ane.ane import ChannelNorm
 from hft2ane.ane.attention import MASKED
 from hft2ane.errors import GateFailed
-from hft2ane.records import Range
+from hft2ane.records.package import Range
 from hft2ane.reference import Original, Tokenizer
 
 FP16_MAX = 65504.0

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 
 from hft2ane.errors import Hft2aneError
 
+SUMS = "SHA256SUMS"  # of a release: a line a file
 LINE = re.compile(r"([0-9a-f]{64})  (\S.*)")
 
 

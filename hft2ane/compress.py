@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hft2ane.records import Form, Mixture, Variant
+from hft2ane.records.package import Mixture
+from hft2ane.records.recipe import Form, Variant
 
 Array = NDArray[Any]
 

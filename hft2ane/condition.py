@@ -24,7 +24,8 @@ from hft2ane.ane import EPS_LEAST, Attention, ChannelNorm, Gated, Linear, Rotary
 from hft2ane.audit import Batch, Measured, calibration, headroom, measure, significant
 from hft2ane.errors import ExportError, GateFailed
 from hft2ane.psnr import psnr
-from hft2ane.records import Audit, Conditioned, Job
+from hft2ane.records.job import Job
+from hft2ane.records.package import Audit, Conditioned
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 

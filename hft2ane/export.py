@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from hft2ane import keys, package, records
+from hft2ane import disk, keys, package, records
 from hft2ane.audit import calibration
 from hft2ane.compress import MIXED, about
 from hft2ane.condition import check, condition
@@ -25,8 +25,13 @@ from hft2ane.lower import NONE, Stored, Symbol, Writer
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Program, Var, Weights
 from hft2ane.mixed import mix, rows
+from hft2ane.progress import Progress, silent
 from hft2ane.provenance import made
-from hft2ane.records import Exported, Form, Job, Mixture, Package, Progress, Source, Task, Tensor, silent
+from hft2ane.records.job import Job
+from hft2ane.records.package import SEVERAL_OS, SINGLE_OS, Exported, Mixture, Package, Part, Tensor
+from hft2ane.records.package import Function as FunctionRecord
+from hft2ane.records.recipe import FORMS, Form, Task, Variant
+from hft2ane.records.source import Source
 from hft2ane.reference import WRITERS, Described, Original, describe, load
 from hft2ane.rewrite import blank, rewrite
 
@@ -59,8 +64,8 @@ class Deployment:
     minimum_os: str
 
 
-SINGLE = Deployment(7, records.SINGLE_OS)
-MULTIFUNCTION = Deployment(9, records.SEVERAL_OS)
+SINGLE = Deployment(7, SINGLE_OS)
+MULTIFUNCTION = Deployment(9, SEVERAL_OS)
 
 
 def export(folder: Path, progress: Progress = silent) -> Exported:
@@ -76,7 +81,7 @@ def export(folder: Path, progress: Progress = silent) -> Exported:
     check_size(blank(described), shape, job.recipe.variants, source.id)
     # No variant has more bytes than the original's weights, which are in fp16 at least.
     weights = sum(file.size for file in source.files if file.path.endswith(".safetensors"))
-    records.need_room(folder, weights * len(job.recipe.variants), f"the export of {source.id}")
+    disk.need_room(folder, weights * len(job.recipe.variants), f"the export of {source.id}")
     progress("load the original", 0.0)
     original = load(folder / "source", job.recipe.task)
     check_lengths(original, job.recipe.lengths, source.id)
@@ -131,11 +136,11 @@ def check_toolchain() -> None:
             )
 
 
-def check_variants(described: Described, variants: Sequence[records.Variant], model: str) -> None:
+def check_variants(described: Described, variants: Sequence[Variant], model: str) -> None:
     """UnsupportedConfig: layers are chosen by what they do to a text's answer, not yet to a text that is written."""
     if described.task in WRITERS and (mixed := [each for each in variants if each in MIXED]):
         raise UnsupportedConfig(
-            f"{model}: there is no {', '.join(mixed)} for {described.task}; ask for one of {', '.join(records.FORMS)}"
+            f"{model}: there is no {', '.join(mixed)} for {described.task}; ask for one of {', '.join(FORMS)}"
         )
 
 
@@ -155,8 +160,8 @@ def provenance(
     source: Source,
     original: Original,
     convert_key: str,
-    variant: records.Variant,
-    part: records.Part,
+    variant: Variant,
+    part: Part,
     mixture: Mixture | None = None,
 ) -> dict[str, str]:
     """What the package says of itself, wherever it is copied to."""
@@ -181,7 +186,7 @@ def write(
     path: Path,
     module: TaskModule,
     lengths: Sequence[int],
-    variant: records.Variant,
+    variant: Variant,
     original: Original,
     metadata: Mapping[str, str],
     mixture: Mixture | None = None,
@@ -216,7 +221,7 @@ def build(
     choices: int | None = None,
     linear: Form = "float16",
     raised: Mapping[str, Form] = NONE,
-) -> tuple[Program, tuple[records.Function, ...]]:
+) -> tuple[Program, tuple[FunctionRecord, ...]]:
     """The MIL program with one function a length: `main`, or `tokens_64`, `tokens_128` …, the longest as default."""
     program, functions = Program(deployment.specification, Weights(deployment.specification)), []
     stored: dict[Any, Stored] = {}
@@ -226,7 +231,7 @@ def build(
         function = trace(module, shape, program, stored, linear, raised)
         program.functions[name] = function
         functions.append(
-            records.Function(
+            FunctionRecord(
                 name,
                 length,
                 tuple(contract(var, INPUTS[key]) for key, var in function.inputs.items()),

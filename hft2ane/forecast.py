@@ -11,7 +11,10 @@ from hft2ane import layout
 from hft2ane.card.markdown import megabytes
 from hft2ane.errors import Hft2aneError, UnknownFamily
 from hft2ane.families import FAMILIES, family
-from hft2ane.records import WEIGHTS_MOST, Job, LintSettings, RemoteFile, Task, Variant
+from hft2ane.records.job import Job
+from hft2ane.records.lint import WEIGHTS_MOST, LintSettings
+from hft2ane.records.recipe import Task, Variant
+from hft2ane.records.source import RemoteFile
 
 # 10^12 floating-point operations a second, with all that a job costs besides: `make demo` took 12.6 s for the 0.52 of
 # all-MiniLM-L6-v2, on two shared cores.

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from hft2ane.protocol import SENTENCES
-from hft2ane.records import Generation, Greedy
+from hft2ane.records.fidelity import Greedy
+from hft2ane.records.package import Generation
 from hft2ane.reference import Original, Tokenizer
 from hft2ane.runtime import writing
 from hft2ane.runtime.writing import STATES, STATES_MASK, Array, Run

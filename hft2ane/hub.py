@@ -37,7 +37,11 @@ from hft2ane.errors import (
     RevisionNotFound,
     SourceError,
 )
-from hft2ane.records import SCHEMA, CardFields, Cause, Conversion, Progress, RemoteFile, Upstream, parse, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records import SCHEMA, parse
+from hft2ane.records.job import Cause
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import CardFields, RemoteFile, Upstream
 
 if TYPE_CHECKING:
     import httpx2

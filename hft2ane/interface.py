@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hft2ane import records
-from hft2ane.records import Conversion, Recipe
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.release import Conversion
 
 
 @dataclass(frozen=True)

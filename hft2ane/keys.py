@@ -5,15 +5,21 @@ convert key: what shapes the packages · verify key: what was measured, and how 
 import ast
 import hashlib
 import importlib.metadata
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from hft2ane import layout
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Job, Measurement, Recipe, RemoteFile, Upstream, Wanted, canonical, dump
+from hft2ane.records import dump
+from hft2ane.records.job import Job
+from hft2ane.records.mac import Measurement
+from hft2ane.records.recipe import Recipe, Wanted
+from hft2ane.records.source import CardFields, RemoteFile, Upstream
 
 # How every figure is taken: inputs, seed, formula, which positions count. It changes when any of them does.
 PROTOCOL = "hft2ane-psnr-2"
@@ -170,6 +176,11 @@ def card_key(card: CardFields, legal: Sequence[RemoteFile], verify_key: str, pre
             "presentation": presentation,
         }
     )
+
+
+def canonical(value: Mapping[str, Any]) -> bytes:
+    """The JSON text that keys are digests of: sorted, no spaces, ASCII."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _digest(value: Mapping[str, object]) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from hft2ane.errors import CorruptFile, SourceError, UnsafeFormat, UnsupportedConfig, UnsupportedModel
-from hft2ane.records import RemoteFile
+from hft2ane.records.source import RemoteFile
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

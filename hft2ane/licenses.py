@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from hft2ane.errors import LicenseError
-from hft2ane.records import RemoteFile
+from hft2ane.records.source import RemoteFile
 
 # Each allows anyone to redistribute a changed copy, commercially too, if the licence and its notices go along (we
 # publish LICENSE and NOTICE, and name the original); copyleft ones ask for the same licence, which the copy keeps.

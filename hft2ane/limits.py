@@ -13,7 +13,8 @@ from hft2ane.ane import Embedding, Linear, TokenConvolution
 from hft2ane.compress import MIXED, form, stored_bytes
 from hft2ane.errors import TooLarge
 from hft2ane.families import STATES
-from hft2ane.records import CONSTANT_MOST, FORMS, WEIGHTS_MOST, Form, LintSettings, Variant
+from hft2ane.records.lint import CONSTANT_MOST, WEIGHTS_MOST, LintSettings
+from hft2ane.records.recipe import FORMS, Form, Variant
 
 
 def check_size(module: Any, shape: tuple[int, ...], variants: Sequence[Variant], model: str) -> None:

@@ -28,7 +28,7 @@ from hft2ane.compress import PALETTES, form, palettize, quantize
 from hft2ane.errors import ExportError
 from hft2ane.mil.signatures import Type
 from hft2ane.mil.write import Function, Held, Make, Var, immediate
-from hft2ane.records import Form
+from hft2ane.records.recipe import Form
 
 FP16_MAX = 65504.0
 FP16_LEAST = 2.0**-24  # the smallest number that is not zero in fp16

@@ -8,7 +8,11 @@ from pathlib import Path
 from hft2ane import card, layout, publish, records, source
 from hft2ane.errors import BadInput
 from hft2ane.hub import Hub
-from hft2ane.records import UNGATED, Conversion, Job, Progress, Published, Source, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import UNGATED
+from hft2ane.records.release import Conversion, Published
+from hft2ane.records.source import Source
 
 
 def retire(repo: str, reason: str, hub: Hub, progress: Progress = silent) -> Published:

@@ -34,7 +34,7 @@ from pydantic_core import ErrorDetails
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from hft2ane.errors import BadInput, ManifestError
-from hft2ane.records import LEAST_LENGTH, VARIANTS, Gates, Recipe, Task, Variant, Wanted
+from hft2ane.records.recipe import LEAST_LENGTH, VARIANTS, Gates, Recipe, Task, Variant, Wanted
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 10  # a right manifest has 5 levels

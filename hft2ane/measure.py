@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hft2ane import coreml, keys, measurements, package, records, source, verify
+from hft2ane import coreml, disk, keys, measurements, package, records, source, verify
 from hft2ane.coreml import Compiled, Host
 from hft2ane.errors import BadInput, GateFailed, NotMeasured
 from hft2ane.hub import Hub
@@ -25,30 +25,14 @@ from hft2ane.mil import open_package
 from hft2ane.mil.compare import sample_inputs
 from hft2ane.mil.lint import lint
 from hft2ane.mil.lint.report import pattern
+from hft2ane.progress import Progress, silent
 from hft2ane.psnr import Deviation, cosine, deviation
-from hft2ane.records import (
-    ENGINE,
-    Conversion,
-    Doing,
-    Exported,
-    Fidelity,
-    Greedy,
-    Job,
-    Latency,
-    Lint,
-    Measure,
-    Measurement,
-    Off,
-    Package,
-    Plan,
-    Progress,
-    Report,
-    Residency,
-    Unfinished,
-    Unit,
-    Verdict,
-    silent,
-)
+from hft2ane.records.fidelity import Fidelity, Greedy, Measure
+from hft2ane.records.job import Job
+from hft2ane.records.lint import Lint, Plan, Verdict
+from hft2ane.records.mac import ENGINE, Doing, Latency, Measurement, Off, Residency, Unfinished, Unit
+from hft2ane.records.package import Exported, Package
+from hft2ane.records.release import Conversion, Report
 from hft2ane.reference import Tokenizer, load
 from hft2ane.rewrite import rewrite
 from hft2ane.verify import Bar
@@ -82,7 +66,7 @@ def take(folder: Path, repo: str, revision: str, hub: Hub, progress: Progress = 
     """A published release, and the original it was made from, as a job's folder; every file checked by its digest.
 
     BadInput: its record is not readable, or names no commit of the Hub. ModelNotFound, CorruptFile, HubUnavailable."""
-    records.clear(folder, keep="source")
+    disk.clear(folder, keep="source")
     source.take_published(folder, hub, repo, lambda what, share: progress(what, 0.1 * share), revision)
     record = records.read(folder / "previous" / "conversion.json", Conversion)
     origin = record.source

@@ -12,19 +12,12 @@ from pathlib import Path
 
 from hft2ane import keys, records
 from hft2ane.errors import BadInput
-from hft2ane.records import (
-    CAP,
-    ENGINE,
-    UNITS,
-    Conversion,
-    Latency,
-    Mac,
-    Measurement,
-    Package,
-    Placed,
-    Report,
-    Unit,
-)
+from hft2ane.records.fidelity import CAP
+from hft2ane.records.lint import Placed
+from hft2ane.records.mac import ENGINE, UNITS, Latency, Mac, Measurement, Unit
+from hft2ane.records.package import Exported, Package
+from hft2ane.records.recipe import VARIANTS
+from hft2ane.records.release import Conversion, Report
 
 FOLDER = Path("measurements")  # of a checkout
 LARGEST = 2_000_000  # bytes of one file
@@ -41,7 +34,7 @@ VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{64}")
 FUNCTION = re.compile(r"main|tokens_\d{1,5}")
-WHAT = re.compile(rf"({'|'.join(records.VARIANTS)})( (encoder|decoder))?")
+WHAT = re.compile(rf"({'|'.join(VARIANTS)})( (encoder|decoder))?")
 
 
 def place(measurement: Measurement) -> Path:
@@ -262,7 +255,7 @@ def told(m: Measurement) -> Iterator[str]:
 def merge_into(folder: Path, found: Sequence[Measurement]) -> Report:
     """report.json of a job's folder, with those that are of its packages. BadInput: none is."""
     report = records.read(folder / "report.json", Report)
-    exported = records.read(folder / "export.json", records.Exported)
+    exported = records.read(folder / "export.json", Exported)
     packages = digests(exported.packages)
     if not fitting(found, packages):
         raise BadInput(f"none of the {len(found)} measurements is of the packages in {folder}, by their digests")

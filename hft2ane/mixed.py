@@ -30,7 +30,8 @@ from hft2ane.audit import Batch
 from hft2ane.compress import LEAST_NUMBERS, MIXED, Palettized, compress, quantize, stored_bytes
 from hft2ane.errors import GateFailed
 from hft2ane.psnr import Deviation
-from hft2ane.records import Form, Mixture, Raised, Task, Variant, per_token
+from hft2ane.records.package import Mixture, Raised, per_token
+from hft2ane.records.recipe import Form, Task, Variant
 from hft2ane.reference import Original, Tokenizer
 
 STEPS: tuple[Form, ...] = ("palettized-4", "palettized-6", "palettized-8", "float16")

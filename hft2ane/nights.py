@@ -7,7 +7,8 @@ from markupsafe import Markup
 
 from hft2ane.attempts import EQUAL, State, shown
 from hft2ane.card.markdown import code, escape, row
-from hft2ane.records import Job, Outcome, Run
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome, Run
 
 DONE = ("published", "unchanged")
 # The order in which a report tells of outcomes, and how it calls each kind.

@@ -25,7 +25,11 @@ from hft2ane.forecast import RATE, Forecast, Port, forecast, minutes
 from hft2ane.hub import Hub, Redo, Repo
 from hft2ane.manifest import read_manifests
 from hft2ane.plan import changes
-from hft2ane.records import SEVERAL_OS, SINGLE_OS, Conversion, Job, Upstream, Wanted
+from hft2ane.records.job import Job
+from hft2ane.records.package import SEVERAL_OS, SINGLE_OS
+from hft2ane.records.recipe import Wanted
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import Upstream
 from hft2ane.survey import Survey, survey, wanted
 
 LIMIT = 1_000_000  # bytes: GitHub takes 1 MiB a step

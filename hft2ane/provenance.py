@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from hft2ane import keys
-from hft2ane.records import Made
+from hft2ane.records.package import Made
 
 ROOT = keys.CODE.parent  # of a checkout; of an installed package, site-packages
 LOCK = "constraints.txt"

@@ -16,11 +16,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from hft2ane import checksums, interface, keys, layout, licenses, measurements, records
+from hft2ane import checksums, disk, interface, keys, layout, licenses, measurements, records
+from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.pin import pin, pinned
-from hft2ane.records import SUMS, Conversion, Job, Progress, Published, RemoteFile, Report, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.package import bars, named
+from hft2ane.records.release import Conversion, Published, Report
+from hft2ane.records.source import RemoteFile
 from hft2ane.signature import SIGNATURE, sign
 
 RECORD = "conversion.json"
@@ -67,10 +72,10 @@ class Versions:
         if release.number in (number, None):
             return release
         card, sums = (self.into / f"v{number}" / name for name in (CARD, SUMS))
-        records.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
+        disk.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
         listed = {name: sum for name, sum in release.sums.items() if name not in (SUMS, SIGNATURE)}
         listed[CARD] = digest(card, lfs=True)
-        records.write_bytes(sums, checksums.dump(listed))
+        disk.write_bytes(sums, checksums.dump(listed))
         listed[SUMS] = digest(sums, lfs=True)
         here = {name: path for name, path in release.here.items() if name != SIGNATURE}
         return Release(listed, {**here, CARD: card, SUMS: sums}, number)
@@ -190,7 +195,7 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
     if report.verify_key != conversion.verify_key:
         raise GateFailed(f"{folder}: report.json is about another build than {RECORD}: verify and make the card again")
     figures = {bar.what for bar in report.fidelity}
-    for what in records.bars(conversion.packages):
+    for what in bars(conversion.packages):
         if what not in figures:
             raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
     for bar in report.fidelity:
@@ -316,7 +321,7 @@ def _comparable(old: Conversion, new: Conversion) -> list[str]:
         return []
     before = {package.what: package.digest for package in old.packages}
     changed = [package for package in new.packages if before.get(package.what, package.digest) != package.digest]
-    whats = [what for package in changed for what in (records.named("rewrite", package.part), package.what)]
+    whats = [what for package in changed for what in (named("rewrite", package.part), package.what)]
     return [what for what in dict.fromkeys(whats) if what in old.psnr and what in new.psnr]
 
 
@@ -451,7 +456,7 @@ def _download(hub: Hub, repo: Repo, release: Release, into: Path, progress: Prog
     shutil.rmtree(into, ignore_errors=True)  # of a run that was killed
     into.mkdir()
     try:
-        records.need_room(into, max(file.size for file in sent), f"checking {repo.id}")
+        disk.need_room(into, max(file.size for file in sent), f"checking {repo.id}")
         for number, file in enumerate(sent):
             progress(f"read {file.path} back", 0.7 + 0.2 * number / len(sent))
             hub.download(repo.id, repo.commit, [file], into)

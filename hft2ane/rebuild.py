@@ -7,8 +7,11 @@ from pathlib import Path
 from hft2ane import export, keys, layout, records, source
 from hft2ane.errors import BadInput, ModelNotFound
 from hft2ane.hub import Hub
+from hft2ane.progress import Progress, silent
 from hft2ane.provenance import made
-from hft2ane.records import Conversion, Job, Made, Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.package import Made
+from hft2ane.records.release import Conversion
 from hft2ane.survey import begin
 
 

@@ -15,9 +15,14 @@ from typing import Literal
 
 from hft2ane import checksums, keys, package, records, source, state
 from hft2ane.attempts import State, Untrue
+from hft2ane.checksums import SUMS
 from hft2ane.errors import Hft2aneError, OverLimit, SourceError, ToolchainMismatch, Unavailable, WorkerLost
 from hft2ane.hub import VERSION, Hub, digest
-from hft2ane.records import SUMS, UNGATED, Conversion, Job, Progress, RemoteFile, Report, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import UNGATED
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import RemoteFile
 from hft2ane.signature import SIGNATURE
 
 RECORD = "conversion.json"

@@ -21,7 +21,7 @@ from transformers.utils import logging as transformers_logging
 from hft2ane import layout
 from hft2ane.errors import MissingWeights, SourceError, UnsupportedConfig, UnsupportedModel
 from hft2ane.families import FEATURES, STATES, STATES_MASK, WRITING, Family, TaskModule, family
-from hft2ane.records import Generation, Part
+from hft2ane.records.package import Generation, Part
 from hft2ane.sentence import Pipeline, read_json, read_pipeline
 
 SENTENCE = "sentence-embedding"

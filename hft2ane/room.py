@@ -7,8 +7,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from hft2ane import records
-from hft2ane.records import Job
+from hft2ane import disk
+from hft2ane.records.job import Job
 
 WORK = "~/.cache/hft2ane/work"
 TIMES = 4  # a job takes up to so many times the size of what it fetches, its packages among it
@@ -34,7 +34,7 @@ def make(work: Path, folder: Path, job: Job) -> None:
             break
         if other != folder:
             empty(other)
-    records.need_room(work, need, job.id)
+    disk.need_room(work, need, job.id)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from hft2ane import layout
 from hft2ane.ane import POOLING, Linear, Normalize, Pool, to_tokens
 from hft2ane.errors import MissingWeights, SourceError, UnknownTask, UnsupportedConfig
-from hft2ane.records import Part
+from hft2ane.records.package import Part
 
 # torch class names in a Dense module's config.json -> the function
 DENSE_ACTIVATIONS = {

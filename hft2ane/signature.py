@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hft2ane import checksums
+from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput, HubUnavailable, ModelNotFound, SignatureError
 from hft2ane.hub import Hub, digest
-from hft2ane.records import SUMS
 
 SIGNATURE = f"{SUMS}.sig"
 KEYLESS = "keyless"

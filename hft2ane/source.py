@@ -17,20 +17,14 @@ from typing import Any
 
 import yaml
 
-from hft2ane import layout, records
+from hft2ane import disk, layout, records
 from hft2ane.errors import BadInput, CorruptFile, ModelNotFound, UnsafeFormat
 from hft2ane.hub import Hub, card_fields, digest, inside, same
-from hft2ane.records import (
-    Audit,
-    CardFields,
-    Conversion,
-    Exported,
-    Job,
-    Progress,
-    RemoteFile,
-    Source,
-    silent,
-)
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.package import Audit, Exported
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import CardFields, RemoteFile, Source
 
 HEADER_LIMIT = 100_000_000  # bytes; the same as in the safetensors library
 ROOM_TO_EXPORT = 3  # times the source: fp32 weights in memory-mapped files, the package, its canonical copy
@@ -266,7 +260,7 @@ def _link(found: Path, target: Path) -> None:
 
 def _need_room(folder: Path, id: str, files: Iterable[RemoteFile], missing: Iterable[RemoteFile]) -> None:
     need = sum(file.size for file in missing) + ROOM_TO_EXPORT * sum(file.size for file in files)
-    records.need_room(folder, need, f"{id} (its files, and {ROOM_TO_EXPORT} times as much to export)")
+    disk.need_room(folder, need, f"{id} (its files, and {ROOM_TO_EXPORT} times as much to export)")
 
 
 def _card(readme: Path) -> CardFields:

@@ -13,7 +13,7 @@ from hft2ane import records
 from hft2ane.attempts import REMEMBERED, State, rebase
 from hft2ane.errors import BadInput, Hft2aneError
 from hft2ane.hub import Hub
-from hft2ane.records import Run
+from hft2ane.records.night import Run
 
 REPO = "hft2ane-state"
 FILE = "state.json"

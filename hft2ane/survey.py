@@ -7,13 +7,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from hft2ane import attempts, keys, measurements, records, state, waves
+from hft2ane import attempts, disk, keys, measurements, records, state, waves
 from hft2ane.attempts import State
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
 from hft2ane.hub import Hub, Listed
 from hft2ane.manifest import read_manifests
 from hft2ane.plan import Now, Released, Settled, World, plan, subject, wave
-from hft2ane.records import Conversion, Job, Outcome, Upstream, Wanted
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome
+from hft2ane.records.recipe import Wanted
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import Upstream
 from hft2ane.waves import Wave, belongs
 
 MARK = "apple-neural-engine"  # a tag of every card of ours
@@ -155,5 +159,5 @@ def folder_of(work: Path, job: Job) -> Path:
 
 def begin(folder: Path, job: Job) -> None:
     """A job's folder with its job.json. Of an earlier job only source/ stays: its right files need no download."""
-    records.clear(folder, keep="source")
+    disk.clear(folder, keep="source")
     records.write(folder / "job.json", job)

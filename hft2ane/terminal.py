@@ -19,22 +19,14 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from hft2ane import measurements, records
-from hft2ane.records import (
-    Audit,
-    Device,
-    Exported,
-    Finding,
-    Job,
-    Lint,
-    Measurement,
-    Placed,
-    Range,
-    Report,
-    Residency,
-    Run,
-    Task,
-)
+from hft2ane import measurements, progress, records
+from hft2ane.records.job import Job
+from hft2ane.records.lint import Device, Finding, Lint, Placed
+from hft2ane.records.mac import Measurement, Residency
+from hft2ane.records.night import Run
+from hft2ane.records.package import Audit, Exported, Range
+from hft2ane.records.recipe import TASKS, Task
+from hft2ane.records.release import Report
 
 if TYPE_CHECKING:  # they bring torch and numpy
     from hft2ane.doctor import Check
@@ -133,7 +125,7 @@ class Bars:
 
 
 @contextlib.contextmanager
-def bar(model: str) -> Iterator[records.Progress]:
+def bar(model: str) -> Iterator[progress.Progress]:
     """One bar, on standard error so that standard output stays clean."""
     with Bars(Console(stderr=True)) as bars:
         yield lambda what, share: bars(model, what, share)
@@ -344,7 +336,7 @@ def markdown_families(catalogue: Mapping[str, Sequence[Task]]) -> str:
 
 def by_task(catalogue: Mapping[str, Sequence[Task]]) -> Iterator[tuple[str, list[str]]]:
     """Each task that a family has, and a mark for each family that has it."""
-    for task in records.TASKS:
+    for task in TASKS:
         marks = ["✓" if task in tasks else "" for tasks in catalogue.values()]
         if any(marks):
             yield task, marks

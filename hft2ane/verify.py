@@ -21,24 +21,15 @@ from hft2ane import greedy, keys, measurements, package, protocol, records
 from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
+from hft2ane.progress import Progress, silent
 from hft2ane.protocol import Inputs
 from hft2ane.psnr import Deviation, cosine, deviation, top1
-from hft2ane.records import (
-    CAP,
-    Exported,
-    Fidelity,
-    Greedy,
-    Job,
-    Lint,
-    Measure,
-    Package,
-    Part,
-    Progress,
-    Report,
-    Task,
-    named,
-    silent,
-)
+from hft2ane.records.fidelity import CAP, Fidelity, Greedy, Measure
+from hft2ane.records.job import Job
+from hft2ane.records.lint import Lint
+from hft2ane.records.package import Exported, Package, Part, named, per_token
+from hft2ane.records.recipe import Task
+from hft2ane.records.release import Report
 from hft2ane.reference import Original, Tokenizer, load
 from hft2ane.rewrite import rewrite
 
@@ -314,7 +305,7 @@ class Bar:
 
 def counted(row: Row, output: str, value: Array) -> Array:
     """The part of an output (1, …) that is compared: without what stands at padding."""
-    counts: Array = value[0, row.tokens] if records.per_token(output, value.ndim, row.task) else value[0]
+    counts: Array = value[0, row.tokens] if per_token(output, value.ndim, row.task) else value[0]
     return counts
 
 

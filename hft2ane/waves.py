@@ -6,7 +6,7 @@ When too many of a wave's models fail, its others wait: what broke them would br
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from hft2ane.records import Cause, Job
+from hft2ane.records.job import Cause, Job
 
 LIMIT = 20  # models a night
 LEAST = 5  # tries, before a share of them says anything

@@ -6,7 +6,10 @@ from hft2ane import records
 from hft2ane import source as fetching
 from hft2ane.card.folder import copy, link, small_files, sums
 from hft2ane.export import export
-from hft2ane.records import Conversion, Job, Recipe, Variant, silent
+from hft2ane.progress import silent
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import Recipe, Variant
+from hft2ane.records.release import Conversion
 
 
 def release(

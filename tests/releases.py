@@ -10,29 +10,14 @@ from pathlib import Path
 from hft2ane import records
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import (
-    CardFields,
-    Conversion,
-    Fidelity,
-    Function,
-    Greedy,
-    Lint,
-    LintSettings,
-    Mac,
-    Made,
-    Measure,
-    Outcome,
-    Package,
-    Placed,
-    Recipe,
-    Report,
-    Run,
-    Source,
-    Task,
-    Tensor,
-    Variant,
-    Verdict,
-)
+from hft2ane.records.fidelity import Fidelity, Greedy, Measure
+from hft2ane.records.lint import Lint, LintSettings, Placed, Verdict
+from hft2ane.records.mac import Mac
+from hft2ane.records.night import Outcome, Run
+from hft2ane.records.package import SEVERAL_OS, SINGLE_OS, Function, Made, Package, Tensor
+from hft2ane.records.recipe import Recipe, Task, Variant
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import CardFields, Source
 from hft2ane.site.collect import Plot, Release
 from tests.synthetic import synthetic
 
@@ -89,7 +74,7 @@ def release(
     texts: Sequence[str] = TEXTS,
 ) -> Release:
     name = id.rpartition("/")[2]
-    minimum = records.SINGLE_OS if len(lengths) == 1 else records.SEVERAL_OS
+    minimum = SINGLE_OS if len(lengths) == 1 else SEVERAL_OS
     functions = tuple(
         Function(
             "main" if len(lengths) == 1 else f"length_{n}",

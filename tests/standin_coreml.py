@@ -24,7 +24,8 @@ from hft2ane.coreml import child
 from hft2ane.errors import NotMeasured
 from hft2ane.mil import open_package
 from hft2ane.mil.load import Op, load
-from hft2ane.records import Device, Mac
+from hft2ane.records.lint import Device
+from hft2ane.records.mac import Mac
 
 Set = Callable[[Any, str, Any], None]  # setattr, or what a test has in its place
 CLASSES = {"ane": "MLNeuralEngineComputeDevice", "gpu": "MLGPUComputeDevice", "cpu": "MLCPUComputeDevice"}

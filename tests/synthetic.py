@@ -1,20 +1,9 @@
 """A measurement in its form, whose figures are made up: no Mac measured anything of it."""
 
 from hft2ane import keys
-from hft2ane.records import (
-    Calibrated,
-    Fidelity,
-    Latency,
-    Mac,
-    Measure,
-    Measured,
-    Measurement,
-    Off,
-    Placed,
-    Residency,
-    Unfinished,
-    Unit,
-)
+from hft2ane.records.fidelity import Fidelity, Measure
+from hft2ane.records.lint import Calibrated, Measured, Placed
+from hft2ane.records.mac import Latency, Mac, Measurement, Off, Residency, Unfinished, Unit
 
 MAC = Mac("Apple M9 Pro", "Mac99,1", 16 * 2**30, "15.5", "24F74")
 PACKAGES = {"float16": "a" * 64}

@@ -15,7 +15,10 @@ from hft2ane.audit import Batch, Measured, calibration, headroom, measure
 from hft2ane.cli import main
 from hft2ane.errors import GateFailed
 from hft2ane.export import SINGLE, build
-from hft2ane.records import Audit, Job, Recipe, read, write
+from hft2ane.records import read, write
+from hft2ane.records.job import Job
+from hft2ane.records.package import Audit
+from hft2ane.records.recipe import Recipe
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint

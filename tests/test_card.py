@@ -28,34 +28,24 @@ from hft2ane import card, keys, layout, licenses, measurements, pin, publish, re
 from hft2ane.card import markdown, plots, tables
 from hft2ane.card import release as step
 from hft2ane.errors import BadInput, GateFailed, LicenseError
-from hft2ane.records import (
-    VARIANTS,
+from hft2ane.records.fidelity import Fidelity, Measure
+from hft2ane.records.job import Job
+from hft2ane.records.lint import Finding, Lint, LintSettings, Placed
+from hft2ane.records.package import (
     Audit,
-    CardFields,
     Conditioned,
-    Conversion,
     Exported,
-    Fidelity,
-    Finding,
     Function,
-    Job,
-    Lint,
-    LintSettings,
     Made,
-    Measure,
     Mixture,
     Package,
-    Placed,
     Raised,
     Range,
-    Recipe,
-    RemoteFile,
-    Report,
-    Source,
-    Task,
     Tensor,
-    Variant,
 )
+from hft2ane.records.recipe import VARIANTS, Recipe, Task, Variant
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import CardFields, RemoteFile, Source
 from tests.synthetic import MAC, synthetic
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"

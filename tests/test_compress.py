@@ -20,7 +20,10 @@ from hft2ane.errors import GateFailed
 from hft2ane.mil import open_package
 from hft2ane.mil.constexpr import affine_dequantize, blockwise_shift_scale, lut_to_dense
 from hft2ane.mil.lint import lint
-from hft2ane.records import FORMS, Exported, Form, Gates, Job, Recipe, Report
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import FORMS, Form, Gates, Recipe
+from hft2ane.records.release import Report
 from hft2ane.reference import load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint

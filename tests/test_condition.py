@@ -23,7 +23,8 @@ from hft2ane.export import INPUTS, OUTPUTS, SINGLE, build
 from hft2ane.families import family
 from hft2ane.mil import Program, open_package
 from hft2ane.psnr import psnr
-from hft2ane.records import Audit, dump, parse
+from hft2ane.records import dump, parse
+from hft2ane.records.package import Audit
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint

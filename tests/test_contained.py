@@ -15,7 +15,7 @@ from flows import child
 from flows.local import night
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Outcome, Run
+from hft2ane.records.night import Outcome, Run
 from tests.conftest import Checkpoint
 
 pytestmark = pytest.mark.slow

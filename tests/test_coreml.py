@@ -21,11 +21,12 @@ from coremltools.models import CompiledMLModel, MLModel, compute_device, compute
 from coremltools.models.compute_plan import MLComputePlan
 from coremltools.models.utils import compile_model
 
-from hft2ane import coreml, export, records
+from hft2ane import coreml, export
 from hft2ane.coreml import Child, Compiled, Host, child, process
 from hft2ane.errors import EvaluationError, NotMeasured
 from hft2ane.mil.load import load
-from hft2ane.records import Planned
+from hft2ane.records.lint import Planned
+from hft2ane.records.mac import UNITS, Mac
 from tests.conftest import Checkpoint
 from tests.standin_coreml import CLASSES, MAC, Inside, Settings, device, install
 from tests.test_export import prepare
@@ -91,7 +92,7 @@ def test_every_call_of_coremltools_is_among_them() -> None:
         for alias in node.names
     }
     assert names == {name.partition(".")[0] for name in CALLED if name[0] not in "sp"} | {"ComputeUnit"}
-    assert {unit.name for unit in coremltools.ComputeUnit} == set(records.UNITS)
+    assert {unit.name for unit in coremltools.ComputeUnit} == set(UNITS)
 
 
 def test_the_devices_are_those_of_coremltools() -> None:
@@ -214,7 +215,7 @@ def test_a_plan_has_every_function_and_operation(package: Path, inside: Settings
 @pytest.mark.parametrize(
     ("devices", "units"),
     [
-        (("cpu", "gpu", "ane"), records.UNITS),
+        (("cpu", "gpu", "ane"), UNITS),
         (("cpu", "ane"), ("CPU_ONLY", "CPU_AND_NE")),
         (("cpu", "gpu"), ("CPU_ONLY", "CPU_AND_GPU")),
         (("cpu",), ("CPU_ONLY",)),
@@ -229,7 +230,7 @@ def test_without_an_engine_nothing_is_called_the_engine_s(devices: Any, units: A
     ("system", "there"), [("14.3", False), ("14.4", True), ("15.0.1", True), ("26.1", True), ("13.6.9", False)]
 )
 def test_plans_are_there_from_macos_14_4_on(system: str, there: bool) -> None:
-    mac = records.Mac("Apple M9", "Mac99,1", 2**34, system, "24F74")
+    mac = Mac("Apple M9", "Mac99,1", 2**34, system, "24F74")
     assert Host(mac, ("cpu",)).has_plans is there
     assert str(mac) == f"Apple M9, macOS {system} (24F74)"
 

@@ -43,7 +43,7 @@ from hft2ane.errors import BadInput
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
-from hft2ane.records import Audit
+from hft2ane.records.package import Audit
 from tests.chat import Chat
 from tests.test_publish import FILES, REPO, release
 from tests.test_recheck import record

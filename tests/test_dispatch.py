@@ -20,7 +20,8 @@ from flows.dispatch import Pool
 from flows.server import server
 from hft2ane import records
 from hft2ane.errors import NoSpace, WorkerMismatch
-from hft2ane.records import Job, Outcome
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome
 
 pytestmark = pytest.mark.slow
 

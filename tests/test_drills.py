@@ -26,7 +26,7 @@ from prefect.states import Cancelling
 from flows import automations
 from hft2ane import records
 from hft2ane.localhub.messages import Refusal
-from hft2ane.records import Run
+from hft2ane.records.night import Run
 from tests.conftest import REPORTS, Checkpoint
 from tests.island import CONTROL, MACS, Island, until
 

@@ -25,7 +25,10 @@ from hft2ane.families import FAMILIES, _heads, bert, family
 from hft2ane.mil import open_package
 from hft2ane.mil.compare import sample_inputs
 from hft2ane.psnr import psnr
-from hft2ane.records import Conversion, Exported, Generation, Job, Recipe, Report
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported, Generation, bars
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.release import Conversion, Report
 from hft2ane.reference import Tokenizer, load
 from hft2ane.rewrite import rewrite
 from tests import pairs
@@ -380,7 +383,7 @@ def test_a_decoder_with_a_vocabulary_of_its_own_gets_ids_of_it(tmp_path: Path) -
 def test_one_part_alone_does_not_pass(done: Path) -> None:
     """Neither the card nor the door takes a report that has no figure of the other."""
     report, conversion = records.read(done / "report.json", Report), done / "release/conversion.json"
-    assert records.bars(records.read(conversion, Conversion).packages) == (
+    assert bars(records.read(conversion, Conversion).packages) == (
         *("rewrite encoder", "rewrite decoder", "float16 encoder", "float16 decoder"),
     )
     for missing in ("rewrite decoder", "float16 encoder"):
@@ -587,7 +590,7 @@ def test_the_release_may_be_published(built: Path) -> None:
         built, records.read(built / "job.json", Job).__class__("create", "", "someone/tiny", "")
     )
     assert publish.read_release(built / "release", conversion).here.keys() > {"generation_config.json", "README.md"}
-    assert conversion.psnr.keys() == set(records.bars(conversion.packages))
+    assert conversion.psnr.keys() == set(bars(conversion.packages))
     assert conversion.generation == Generation(2, (3,), 0)
 
 

@@ -23,7 +23,9 @@ from hft2ane.export import MULTIFUNCTION, SINGLE, Deployment, build
 from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.psnr import Deviation, deviation, psnr
-from hft2ane.records import FORMS, Exported, Form, Job, Recipe, Task
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import FORMS, Form, Recipe, Task
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests import test_families

@@ -14,7 +14,7 @@ from hft2ane.export import CHOICES, INPUTS, MULTIFUNCTION, OUTPUTS, SINGLE, buil
 from hft2ane.families import family
 from hft2ane.mil import open_package
 from hft2ane.mil.lint import lint
-from hft2ane.records import Function, Part
+from hft2ane.records.package import Function, Part
 from hft2ane.reference import Original, load
 from hft2ane.rewrite import rewrite
 from tests.families import ROWS

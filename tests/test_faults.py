@@ -32,7 +32,7 @@ from hft2ane.localhub import LocalHub
 from hft2ane.localhub.faults import Faults
 from hft2ane.localhub.store import Commit
 from hft2ane.publish import publish
-from hft2ane.records import Published
+from hft2ane.records.release import Published
 from tests.conftest import REPORTS
 from tests.test_publish import COMMIT, FILES, INNER, REPO, on_disk, on_hub, release
 

@@ -16,13 +16,16 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import errors, keys, records, state
+from hft2ane import disk, errors, keys, records, state
 from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.maintain import retire
 from hft2ane.plan import World as Answers
-from hft2ane.records import Conversion, Job, Outcome, Run, silent
+from hft2ane.progress import silent
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome, Run
+from hft2ane.records.release import Conversion
 from hft2ane.survey import Survey
 from hft2ane.waves import Wave
 from tests.conftest import Checkpoint
@@ -350,14 +353,14 @@ def test_what_nobody_foresaw_stops_one_model_only(
 ) -> None:
     world.local.add("me/first", checkpoint(seed=20))
     world.local.add("me/second", checkpoint("BertForSequenceClassification", seed=21))
-    shipped = records.clear
+    shipped = disk.clear
 
     def clear(folder: Path, keep: str) -> None:
         if "first" in folder.name:
             raise PermissionError(13, "Permission denied", str(folder))
         shipped(folder, keep)
 
-    monkeypatch.setattr(records, "clear", clear)
+    monkeypatch.setattr(disk, "clear", clear)
     run = world.night()
     assert of(run, "me/first").status == "failed"
     assert "PermissionError" in (of(run, "me/first").error or "")

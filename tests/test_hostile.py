@@ -21,7 +21,9 @@ from hft2ane.errors import CorruptFile, Hft2aneError, PackageError, UnsafeFormat
 from hft2ane.hub import Hub, digest
 from hft2ane.localhub import LocalHub
 from hft2ane.mil import open_package
-from hft2ane.records import Job, RemoteFile
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.source import RemoteFile
 from hft2ane.survey import begin
 from tests.conftest import Checkpoint
 
@@ -197,7 +199,7 @@ def test_sizes_that_would_fill_the_memory(
         told = refused(capsys, "convert", str(folder), "--out", str(tmp_path / "out"))
     else:  # a job's folder that was fetched by somebody else
         job = tmp_path / "job"
-        begin(job, Job("create", "new", "me/x", "org/x", recipe=records.Recipe(lengths=(8,))))
+        begin(job, Job("create", "new", "me/x", "org/x", recipe=Recipe(lengths=(8,))))
         taken = source.take(job, folder, "me/x")
         (job / "source" / "config.json").unlink()
         (job / "source" / "config.json").write_text(json.dumps(config))

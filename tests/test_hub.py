@@ -19,7 +19,9 @@ from hft2ane import records
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
 from hft2ane.hub import Hub, Redo, Vanished, card_fields, digest, inside
 from hft2ane.localhub import LocalHub, transfer
-from hft2ane.records import CardFields, Conversion, Recipe, RemoteFile, Source, Upstream
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import CardFields, RemoteFile, Source, Upstream
 
 MODEL = "org/model"
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: cut in the middle, more than one piece has arrived

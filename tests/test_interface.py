@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 
 from hft2ane import interface, records
-from hft2ane.records import Function, Package, Tensor
+from hft2ane.records.package import Function, Package, Tensor
+from hft2ane.records.release import Conversion
 from tests.test_publish import conversion
 
 IDS, LOGITS = Tensor("input_ids", (1, 64), "int32", "ids"), Tensor("logits", (1, 2), "float16", "scores")
@@ -14,11 +15,11 @@ PACKAGE = Package("float16", "M.mlpackage", "0" * 64, 1, "iOS 16 / macOS 13", (M
 OLD = replace(conversion(), packages=(PACKAGE,), labels=("no", "yes"))
 
 
-def package(**changes: object) -> records.Conversion:
+def package(**changes: object) -> Conversion:
     return replace(OLD, packages=(replace(PACKAGE, **changes),))  # type: ignore[arg-type]
 
 
-def breaks(new: records.Conversion) -> list[str]:
+def breaks(new: Conversion) -> list[str]:
     return interface.breaks(interface.of(OLD), interface.of(new))
 
 
@@ -32,7 +33,7 @@ def breaks(new: records.Conversion) -> list[str]:
         replace(OLD, packages=(replace(PACKAGE, file="Another.mlpackage"), PACKAGE)),
     ],
 )
-def test_what_breaks_nothing(new: records.Conversion) -> None:
+def test_what_breaks_nothing(new: Conversion) -> None:
     assert breaks(new) == []
 
 
@@ -57,7 +58,7 @@ def test_what_breaks_nothing(new: records.Conversion) -> None:
         (replace(OLD, labels=("yes", "no")), "the labels are others"),
     ],
 )
-def test_what_breaks(new: records.Conversion, says: str) -> None:
+def test_what_breaks(new: Conversion, says: str) -> None:
     assert breaks(new) == [says]
 
 

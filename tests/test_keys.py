@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from hft2ane import keys
 from hft2ane.errors import ToolchainMismatch
-from hft2ane.records import CardFields, Recipe, RemoteFile
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.source import CardFields, RemoteFile
 
 ROOT = Path(__file__).parent.parent
 VERSIONS = {"torch": "1", "coremltools": "2", "transformers": "3", "numpy": "4"}

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hft2ane import layout
 from hft2ane.errors import CorruptFile, SourceError, UnsafeFormat, UnsupportedModel
-from hft2ane.records import RemoteFile
+from hft2ane.records.source import RemoteFile
 
 BERT = ["config.json", "model.safetensors"]
 

@@ -7,7 +7,7 @@ import pytest
 
 from hft2ane import licenses
 from hft2ane.errors import LicenseError
-from hft2ane.records import RemoteFile
+from hft2ane.records.source import RemoteFile
 
 
 @pytest.mark.parametrize("license", ["apache-2.0", "mit", "bsd-3-clause", "cc-by-sa-4.0", "openrail++", "gpl-3.0"])

@@ -14,7 +14,10 @@ from hft2ane.limits import beyond, constant_bytes, looked_up
 from hft2ane.mil import open_package
 from hft2ane.mil.lint.graph import Graph
 from hft2ane.mil.lint.rules import weight_bytes
-from hft2ane.records import CONSTANT_MOST, FORMS, WEIGHTS_MOST, Form, Job, LintSettings, Recipe, Source
+from hft2ane.records.job import Job
+from hft2ane.records.lint import CONSTANT_MOST, WEIGHTS_MOST, LintSettings
+from hft2ane.records.recipe import FORMS, Form, Recipe, Variant
+from hft2ane.records.source import CardFields, Source
 from hft2ane.reference import describe
 from hft2ane.rewrite import blank
 from tests.conftest import Checkpoint
@@ -62,7 +65,7 @@ def test_every_family_is_known_by_its_shapes(name: str, tmp_path: Path) -> None:
         assert sum(constant_bytes(module, (1, length))["float16"].values()) == 2 * (numbers - unused)
 
 
-def too_large(folder: Path, variants: tuple[records.Variant, ...], **sizes: int) -> None:
+def too_large(folder: Path, variants: tuple[Variant, ...], **sizes: int) -> None:
     """Exports a job of a model of which there are only the configuration and the names of its tensors."""
     config = transformers.BertConfig(architectures=["BertModel"], **sizes).to_dict()
     (folder / "source").mkdir(parents=True)
@@ -71,7 +74,7 @@ def too_large(folder: Path, variants: tuple[records.Variant, ...], **sizes: int)
     (folder / "source" / layout.INDEX).write_text(json.dumps(index))
     job = Job("create", "", "a/giant", "me/giant", recipe=Recipe(None, (128,), variants))
     records.write(folder / "job.json", job)
-    records.write(folder / "source.json", Source(job.id, "local", (), records.CardFields()))
+    records.write(folder / "source.json", Source(job.id, "local", (), CardFields()))
     export.export(folder)
 
 

@@ -32,7 +32,9 @@ from hft2ane.mil.lint import RULES, lint, lint_package, sarif, table
 from hft2ane.mil.lint.graph import Graph, work
 from hft2ane.mil.lint.rules import weight_bytes
 from hft2ane.mil.load import Constant, Function, Op, Package, load
-from hft2ane.records import Finding, Job, Lint, LintSettings, Recipe
+from hft2ane.records.job import Job
+from hft2ane.records.lint import Finding, Lint, LintSettings
+from hft2ane.records.recipe import Recipe
 from hft2ane.reference import load as load_original
 from hft2ane.rewrite import rewrite
 from tests import test_families

@@ -15,7 +15,7 @@ from hft2ane import manifest
 from hft2ane.errors import BadInput, ManifestError
 from hft2ane.licenses import REDISTRIBUTABLE
 from hft2ane.manifest import read_manifests
-from hft2ane.records import Gates, Recipe, Task, Wanted
+from hft2ane.records.recipe import Gates, Recipe, Task, Wanted
 
 ROOT = Path(__file__).parent.parent
 HEAD = "defaults: {publish: {organization: org}}\nmodels:\n"  # two lines: entries begin at the third

@@ -21,7 +21,12 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.mil.load import load
 from hft2ane.publish import publish
-from hft2ane.records import UNITS, VARIANTS, Conversion, Exported, Job, Measurement, Recipe, Report
+from hft2ane.records.job import Job
+from hft2ane.records.mac import UNITS, Measurement
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import VARIANTS, Recipe
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import RemoteFile, Source
 from tests.conftest import Checkpoint
 from tests.standin_coreml import MAC, Inside, Settings, install
 from tests.test_export import prepare
@@ -238,7 +243,7 @@ def test_a_published_release(
     records.write(folder / "job.json", replace(before, commit=commit, files=chosen, license="mit"))
     records.write(
         folder / "source.json",
-        replace(records.read(folder / "source.json", records.Source), commit=commit, files=chosen),
+        replace(records.read(folder / "source.json", Source), commit=commit, files=chosen),
     )
     card.write(folder)
     assert publish(folder, hub).tag == "v1"
@@ -263,8 +268,8 @@ def test_a_published_release(
     assert "none of the 1 measurements is of the packages" in capsys.readouterr().err
 
 
-def source_of(folder: Path) -> tuple[records.RemoteFile, ...]:
-    return records.read(folder / "source.json", records.Source).files
+def source_of(folder: Path) -> tuple[RemoteFile, ...]:
+    return records.read(folder / "source.json", Source).files
 
 
 def test_nothing_that_could_be_measured_is_an_error(

@@ -15,11 +15,9 @@ from hft2ane import keys, measurements, records
 from hft2ane.cli import main
 from hft2ane.errors import BadInput
 from hft2ane.plan import World, plan
-from hft2ane.records import (
-    Measurement,
-    Report,
-    Unfinished,
-)
+from hft2ane.records.job import Job
+from hft2ane.records.mac import Measurement, Unfinished
+from hft2ane.records.release import Conversion, Report
 from tests import test_plan
 from tests.synthetic import MAC, PACKAGES, synthetic
 from tests.test_plan import ONE, UPSTREAM, published
@@ -209,21 +207,21 @@ def test_the_verify_key_without_macs_is_that_of_before() -> None:
 
 
 @pytest.fixture
-def released(monkeypatch: pytest.MonkeyPatch) -> records.Conversion:
+def released(monkeypatch: pytest.MonkeyPatch) -> Conversion:
     monkeypatch.setattr(keys, "toolchain", lambda: dict(test_plan.VERSIONS))
     return published()
 
 
-def test_a_new_measurement_makes_a_new_card_and_then_nothing(released: records.Conversion) -> None:
+def test_a_new_measurement_makes_a_new_card_and_then_nothing(released: Conversion) -> None:
     one = synthetic(packages=measurements.digests(released.packages), repo=ONE.repo)
 
-    def decided(found: Measurement, of: records.Conversion) -> records.Job:
+    def decided(found: Measurement, of: Conversion) -> Job:
         (job,) = plan([ONE], World({ONE.id: UPSTREAM}, {ONE.repo: of}, measured={ONE.repo: [found]}))
         return job
 
     job = decided(one, released)
     assert (job.action, job.cause, job.why, job.macs) == ("card", "verify", f"measured on {MAC}", (one,))
-    assert records.parse(records.dump(job), records.Job, "job.json") == job
+    assert records.parse(records.dump(job), Job, "job.json") == job
     macs = measurements.named([one])
     key = keys.verify_key(one.packages, keys.PROTOCOL, keys.BACKEND, macs)
     card = keys.card_key(UPSTREAM.card, released.source.files[:1], key, keys.presentation_digest())

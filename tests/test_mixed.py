@@ -20,7 +20,9 @@ from hft2ane.families import FAMILIES, family
 from hft2ane.mil import open_package
 from hft2ane.mixed import AIMS, Row, Trial, mix, ordered
 from hft2ane.psnr import psnr
-from hft2ane.records import Exported, Form, Gates, Job, Mixture, Raised, Recipe, Task, Variant
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported, Mixture, Raised
+from hft2ane.records.recipe import Form, Gates, Recipe, Task, Variant
 from hft2ane.reference import describe, load
 from hft2ane.rewrite import rewrite
 from tests.conftest import Checkpoint

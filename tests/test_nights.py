@@ -13,7 +13,8 @@ from hft2ane.attempts import EQUAL, Attempts, State
 from hft2ane.cli import main
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Job, Outcome, Run
+from hft2ane.records.job import Job
+from hft2ane.records.night import Outcome, Run
 from hft2ane.terminal import show_plan, show_run
 
 STARTED = datetime(2026, 11, 28, 3, tzinfo=UTC)

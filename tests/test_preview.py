@@ -20,7 +20,11 @@ from hft2ane.families import FAMILIES, family
 from hft2ane.forecast import CLASSES, contract, forecast, minutes, size, task_of
 from hft2ane.localhub import LocalHub
 from hft2ane.manifest import read_manifests
-from hft2ane.records import Exported, Job, Recipe, RemoteFile, Wanted, read
+from hft2ane.records import read
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import Recipe, Wanted
+from hft2ane.records.source import RemoteFile
 from tests.conftest import Checkpoint
 from tests.families import ROWS
 

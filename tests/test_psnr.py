@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as arrays
 
 from hft2ane import records
 from hft2ane.psnr import Array, Deviation, cosine, deviation, psnr, top1
-from hft2ane.records import Measure
+from hft2ane.records.fidelity import Measure
 from hft2ane.verify import CAP, capped
 
 numbers = st.floats(-(2.0**100), 2.0**100, width=32)

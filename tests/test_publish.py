@@ -27,21 +27,12 @@ from hft2ane.errors import (
 from hft2ane.hub import Hub, Redo
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish, rollback
-from hft2ane.records import (
-    CardFields,
-    Conversion,
-    Fidelity,
-    Function,
-    Gates,
-    Job,
-    Package,
-    Part,
-    Published,
-    Recipe,
-    RemoteFile,
-    Report,
-    Source,
-)
+from hft2ane.records.fidelity import Fidelity
+from hft2ane.records.job import Job
+from hft2ane.records.package import Function, Package, Part
+from hft2ane.records.recipe import Gates, Recipe
+from hft2ane.records.release import Conversion, Published, Report
+from hft2ane.records.source import CardFields, RemoteFile, Source
 
 # The client's own, in its LFS upload.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

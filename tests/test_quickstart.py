@@ -22,7 +22,9 @@ from hft2ane import card, export, publish, records, source, verify
 from hft2ane.card import release
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import UNGATED, Job, Recipe, Source
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import UNGATED, Recipe
+from hft2ane.records.source import Source
 from tests import pairs
 from tests.conftest import Checkpoint
 from tests.test_card import tokenizer

@@ -16,7 +16,11 @@ from hft2ane.errors import BadInput, ModelNotFound
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.rebuild import rebuild
-from hft2ane.records import Conversion, Exported, Job, Recipe, Source
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import Recipe
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import Source
 from hft2ane.survey import begin
 from tests.conftest import Checkpoint
 

@@ -15,9 +15,13 @@ from hft2ane.attempts import State, Untrue
 from hft2ane.errors import GateFailed, HubUnavailable, OverLimit, ToolchainMismatch, WorkerLost
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
+from hft2ane.progress import Progress, silent
 from hft2ane.publish import publish
 from hft2ane.recheck import Checked, check, choose, compared, remember
-from hft2ane.records import Audit, Conversion, Fidelity, Measure, Progress, RemoteFile, Report, silent
+from hft2ane.records.fidelity import Fidelity, Measure
+from hft2ane.records.package import Audit
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import RemoteFile
 from tests.test_publish import FILES, INNER, PACKAGE, REPO, conversion, on_hub, release
 
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")

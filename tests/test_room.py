@@ -8,7 +8,8 @@ import pytest
 
 from hft2ane import records, room
 from hft2ane.errors import NoSpace
-from hft2ane.records import Job, RemoteFile
+from hft2ane.records.job import Job
+from hft2ane.records.source import RemoteFile
 
 JOB = Job("create", "new", "me/a", "ane/a", files=(RemoteFile("model.safetensors", 100, "0", True),))
 

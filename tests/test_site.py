@@ -9,14 +9,17 @@ from pathlib import Path
 
 import pytest
 
-from hft2ane import card, errors, records, state
+from hft2ane import card, disk, errors, records, state
 from hft2ane.attempts import State
 from hft2ane.card.readme import saying
 from hft2ane.cli import main
 from hft2ane.errors import BadInput, HubUnavailable
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Conversion, Mac, Outcome, Run, Task, Variant, Wanted
+from hft2ane.records.mac import Mac
+from hft2ane.records.night import Outcome, Run
+from hft2ane.records.recipe import Task, Variant, Wanted
+from hft2ane.records.release import Conversion
 from hft2ane.site import build
 from hft2ane.site.collect import Catalogue, Collected, Release, arrange, plots, snippets
 from hft2ane.site.pages import KINDS, STATIC, index, pages, templates
@@ -71,7 +74,7 @@ class World:
 
     def put(self, repo: str, content: dict[str, bytes]) -> str:
         for path, data in content.items():
-            records.write_bytes(self.folder / repo / path, data)
+            disk.write_bytes(self.folder / repo / path, data)
         return self.local.add(repo, self.folder / repo)
 
     def build(self, out: Path | None = None, images: bool = False) -> tuple[Collected, list[str]]:
@@ -110,9 +113,9 @@ def made(models: list[Release], runs: list[Run] | None = None, wanted: list[Want
 
 def written(folder: Path, found: Collected) -> Path:
     for path, data in pages(found, images=False).items():
-        records.write_bytes(folder / path, data)
+        disk.write_bytes(folder / path, data)
     for name in ("catalogue.json", *(each.record for each in found.catalogue.models)):
-        records.write_bytes(folder / name, b"{}")
+        disk.write_bytes(folder / name, b"{}")
     return folder
 
 

@@ -16,7 +16,7 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from hft2ane.records import Task, Variant, Wanted
+from hft2ane.records.recipe import Task, Variant, Wanted
 from tests.releases import nights, release
 from tests.test_site import EVIL, hostile, hostile_run, made, written
 

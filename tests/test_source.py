@@ -17,7 +17,8 @@ from hft2ane import layout, records, source
 from hft2ane.errors import BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace, UnsafeFormat
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import CardFields, Job, Source
+from hft2ane.records.job import Job
+from hft2ane.records.source import CardFields, Source
 
 MODEL = "org/model"
 CONFIG = b'{"model_type": "bert"}\n'

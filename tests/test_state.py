@@ -11,7 +11,7 @@ from hft2ane import state
 from hft2ane.attempts import State
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Outcome, Run
+from hft2ane.records.night import Outcome, Run
 
 ONE = State(blocked={"org/a": "x", "other/b": "y"})
 REPO = "datasets/org/hft2ane-state"

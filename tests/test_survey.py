@@ -11,7 +11,9 @@ import pytest
 from hft2ane import keys, layout, measurements, records, state
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import Conversion, Outcome, Wanted
+from hft2ane.records.night import Outcome
+from hft2ane.records.recipe import Wanted
+from hft2ane.records.release import Conversion
 from hft2ane.survey import Survey, model_type, owners, remember, survey
 from tests.synthetic import synthetic
 from tests.test_plan import VERSIONS, release

@@ -19,7 +19,10 @@ import tree_sitter_swift
 from hft2ane import card, records
 from hft2ane.card import release
 from hft2ane.card.words import SWIFT_TRANSFORMERS
-from hft2ane.records import CardFields, Exported, Function, Generation, Report, Task, Tensor
+from hft2ane.records.package import Exported, Function, Generation, Tensor, named
+from hft2ane.records.recipe import Task
+from hft2ane.records.release import Report
+from hft2ane.records.source import CardFields
 from tests.test_card import INPUTS, bar, fence, job_folder, text_of
 
 ROOT = Path(__file__).parent.parent
@@ -75,7 +78,7 @@ def writer(*parts: str, lengths: tuple[int, ...] = (64,), states: bool = False, 
         )
         report = records.read(folder / "report.json", Report)
         bars = tuple(
-            bar(records.named(what, package.part), backend, gate, package.functions, base)
+            bar(named(what, package.part), backend, gate, package.functions, base)
             for what, backend, gate, base in (
                 ("rewrite", "torch-float32", 90.0, 138.0),
                 ("float16", "mil-declared", 50.0, 82.0),

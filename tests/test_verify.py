@@ -21,7 +21,11 @@ from hft2ane import demo, export, keys, package, protocol, records, source, veri
 from hft2ane.errors import GateFailed, PackageError
 from hft2ane.mil import open_package
 from hft2ane.protocol import CLOZE, PAIRS, SENTENCES
-from hft2ane.records import Exported, Fidelity, Gates, Job, Recipe, Report, Task
+from hft2ane.records.fidelity import Fidelity
+from hft2ane.records.job import Job
+from hft2ane.records.package import Exported
+from hft2ane.records.recipe import Gates, Recipe, Task
+from hft2ane.records.release import Report
 from hft2ane.reference import Tokenizer
 from hft2ane.verify import CAP, Bar, Row, counted, shorten
 from tests.conftest import WORDS, Checkpoint

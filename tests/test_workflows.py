@@ -20,7 +20,8 @@ from hft2ane.attempts import State
 from hft2ane.cli import parser
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
-from hft2ane.records import TASKS, Run
+from hft2ane.records.night import Run
+from hft2ane.records.recipe import TASKS
 
 ROOT = Path(__file__).parent.parent
 GITHUB = ROOT / ".github"

@@ -7,9 +7,12 @@ import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from hft2ane import checksums, layout, records
+from hft2ane import checksums, disk, layout
+from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput
-from hft2ane.records import SUMS, Conversion, Progress, RemoteFile
+from hft2ane.progress import Progress
+from hft2ane.records.release import Conversion
+from hft2ane.records.source import RemoteFile
 
 
 @contextlib.contextmanager
@@ -59,7 +62,7 @@ def sums(release: Path, carried: Mapping[str, str], progress: Progress) -> None:
         progress(f"digest {name}", 0.7)
         with file.open("rb") as stream:
             digests[name] = hashlib.file_digest(stream, "sha256").hexdigest()
-    records.write_bytes(release / SUMS, checksums.dump(digests))
+    disk.write_bytes(release / SUMS, checksums.dump(digests))
 
 
 def package_sums(published: Path, conversion: Conversion) -> dict[str, str]:

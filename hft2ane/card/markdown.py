@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from hft2ane.errors import BadInput
-from hft2ane.records import CAP, Measure
+from hft2ane.records.fidelity import CAP, Measure
 
 
 @functools.cache

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from hft2ane import layout
-from hft2ane.records import Part
+from hft2ane.records.package import Part
 
 
 def tokens_kept(release: Path, longest: int) -> int | None:

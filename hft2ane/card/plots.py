@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from hft2ane.card.markdown import by_output, clean
-from hft2ane.records import Audit, Fidelity
+from hft2ane.records.fidelity import Fidelity
+from hft2ane.records.package import Audit
 
 PSNR, SIZES, HEADROOM = "assets/psnr.png", "assets/sizes.png", "assets/fp16-headroom.png"
 LABELS = 70  # letters that fit side by side below the headroom plot

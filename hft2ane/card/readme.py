@@ -21,21 +21,11 @@ from hft2ane.card.tables import (
 )
 from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, PYTHON_FIELDS, SWIFT_TRANSFORMERS, TAGS, TASKS
 from hft2ane.errors import BadInput
-from hft2ane.records import (
-    LEAST_LENGTH,
-    SEVERAL_OS,
-    SINGLE_OS,
-    Audit,
-    CardFields,
-    Conversion,
-    Function,
-    Job,
-    Package,
-    Part,
-    Report,
-    Source,
-    Tensor,
-)
+from hft2ane.records.job import Job
+from hft2ane.records.package import SEVERAL_OS, SINGLE_OS, Audit, Function, Package, Part, Tensor
+from hft2ane.records.recipe import LEAST_LENGTH
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import CardFields, Source
 
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 

@@ -5,13 +5,18 @@ from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 
-from hft2ane import keys, layout, measurements, records
+from hft2ane import disk, keys, layout, measurements, records
 from hft2ane.card.folder import copy, link, package_sums, small_files, sums, whole
 from hft2ane.card.plots import HEADROOM, PSNR, SIZES, plot_headroom, plot_psnr, plot_sizes
 from hft2ane.card.readme import readme
 from hft2ane.card.tables import least_psnr, sized
+from hft2ane.checksums import SUMS
 from hft2ane.errors import GateFailed
-from hft2ane.records import SUMS, Audit, Conversion, Exported, Job, Progress, RemoteFile, Report, Source, silent
+from hft2ane.progress import Progress, silent
+from hft2ane.records.job import Job
+from hft2ane.records.package import Audit, Exported, bars
+from hft2ane.records.release import Conversion, Report
+from hft2ane.records.source import RemoteFile, Source
 
 UNKNOWN = "unknown"
 
@@ -121,7 +126,7 @@ def check_report(report: Report, conversion: Conversion, folder: Path) -> None:
     """A card states figures; without passing ones there is none to write."""
     if report.failures:
         raise GateFailed(f"{folder.name}: {report.failures[0]}; nothing is released below its gate")
-    for what in records.bars(conversion.packages):
+    for what in bars(conversion.packages):
         if not any(bar.what == what and bar.measures for bar in report.fidelity):
             raise GateFailed(f"{folder.name}: the report has no figures for {what}; run `hft2ane verify` on the folder")
 
@@ -130,12 +135,12 @@ def present(release: Path, job: Job, conversion: Conversion, report: Report, aud
     """Everything of the release that is made from records: plots, card, conversion.json, the reports."""
     progress("draw the plots", 0.3)
     artefacts = tuple(bar for bar in report.fidelity if not bar.is_rewrite)
-    records.write_bytes(release / PSNR, plot_psnr(artefacts, report.protocol))
+    disk.write_bytes(release / PSNR, plot_psnr(artefacts, report.protocol))
     if len(variants := sized(conversion, report)) > 1:
-        records.write_bytes(release / SIZES, plot_sizes(variants, report.protocol))
-    records.write_bytes(release / HEADROOM, plot_headroom(audit))
+        disk.write_bytes(release / SIZES, plot_sizes(variants, report.protocol))
+    disk.write_bytes(release / HEADROOM, plot_headroom(audit))
     progress("write the card", 0.5)
     records.write(release / "reports" / "report.json", report)
     records.write(release / "reports" / "ranges.json", audit)
     records.write(release / "conversion.json", conversion)
-    records.write_bytes(release / "README.md", readme(release, job, conversion, report, audit).encode())
+    disk.write_bytes(release / "README.md", readme(release, job, conversion, report, audit).encode())

@@ -5,23 +5,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from hft2ane import measurements, records
+from hft2ane import measurements
 from hft2ane.card.markdown import code, down, megabytes, share, systems
 from hft2ane.card.plots import Sized
 from hft2ane.card.words import PRECISIONS, WARNINGS
-from hft2ane.records import (
-    ENGINE,
-    Conversion,
-    Finding,
-    Latency,
-    Measure,
-    Measurement,
-    Package,
-    Report,
-    Task,
-    Tensor,
-    Unit,
-)
+from hft2ane.records.fidelity import Measure
+from hft2ane.records.lint import Finding
+from hft2ane.records.mac import ENGINE, Latency, Measurement, Unit
+from hft2ane.records.package import Package, Tensor, per_token
+from hft2ane.records.recipe import Task
+from hft2ane.records.release import Conversion, Report
 
 STATES_MASK = "encoder_attention_mask"
 WORST = 3  # inputs that are shown of one package
@@ -194,7 +187,7 @@ def contract(
         return f"±{peaks[output]:.3g}" if output in peaks else "–"
 
     def ignored(output: Tensor) -> bool:
-        return records.per_token(output.name, len(output.shape), task)
+        return per_token(output.name, len(output.shape), task)
 
     return [
         *(port("in", same, ranges.get(same[0].name, "–"), padding.get(same[0].name, "any")) for same in inputs),

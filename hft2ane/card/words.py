@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from hft2ane.records import Task, Variant
+from hft2ane.records.recipe import Task, Variant
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 from hft2ane import measurements, records
 from hft2ane.cli.options import Commands, quieten, units
 from hft2ane.errors import BadInput, NotMeasured
-from hft2ane.records import Measurement, Progress
+from hft2ane.progress import Progress
+from hft2ane.records.mac import Measurement, Unit
 
 if TYPE_CHECKING:  # it brings numpy
     from hft2ane.coreml import Host
@@ -60,7 +61,7 @@ def measure(options: argparse.Namespace) -> int:
 
 
 def run(
-    options: argparse.Namespace, progress: Progress, host: "Host", chosen: tuple[records.Unit, ...], timeout: float
+    options: argparse.Namespace, progress: Progress, host: "Host", chosen: tuple[Unit, ...], timeout: float
 ) -> Measurement:
     from hft2ane import measure as step
 

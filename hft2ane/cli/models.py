@@ -8,7 +8,9 @@ from hft2ane import records
 from hft2ane.cli.options import Commands, lengths, quieten, variants
 from hft2ane.cli.steps import steps
 from hft2ane.errors import BadInput
-from hft2ane.records import Gates, Job, Progress, Recipe
+from hft2ane.progress import Progress
+from hft2ane.records.job import Job
+from hft2ane.records.recipe import TASKS, VARIANTS, Gates, Recipe
 
 
 def add(commands: Commands) -> None:
@@ -24,10 +26,10 @@ def add(commands: Commands) -> None:
     sub.add_argument("source", metavar="SOURCE", help="a Hub id, or a folder with config.json and model.safetensors")
     sub.add_argument("--out", type=Path, required=True, help="the folder to make; the result is in OUT/release")
     sub.add_argument("--revision", default="main", help="branch, tag or commit on the Hub (default: main)")
-    sub.add_argument("--task", choices=sorted(records.TASKS), help="default: what the checkpoint names")
+    sub.add_argument("--task", choices=sorted(TASKS), help="default: what the checkpoint names")
     sub.add_argument("--lengths", type=lengths, default=(128,), help="token lengths, e.g. 32,64 (default: 128)")
     sub.add_argument(
-        "--variants", type=variants, default=("float16",), help=f"of {', '.join(records.VARIANTS)} (default: float16)"
+        "--variants", type=variants, default=("float16",), help=f"of {', '.join(VARIANTS)} (default: float16)"
     )
     sub.add_argument("--license", help="the licence of a local folder that does not name one")
 

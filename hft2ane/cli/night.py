@@ -11,7 +11,7 @@ from pathlib import Path
 from hft2ane import waves
 from hft2ane.cli.options import Commands, paths
 from hft2ane.errors import BadInput, HubUnavailable, ManifestError
-from hft2ane.records import Progress
+from hft2ane.progress import Progress
 
 
 def add(commands: Commands) -> None:

@@ -7,8 +7,8 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from hft2ane import records
-from hft2ane.records import Unit, Variant
+from hft2ane.records.mac import UNITS, Unit
+from hft2ane.records.recipe import LEAST_LENGTH, VARIANTS, Variant
 
 Command = Callable[[argparse.Namespace], int]
 WIDE = len("verify-signature")
@@ -64,18 +64,18 @@ def lengths(text: str) -> tuple[int, ...]:
         found = tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
         found = ()
-    if not found or found[0] < records.LEAST_LENGTH:
+    if not found or found[0] < LEAST_LENGTH:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is not a list of token lengths of at least {records.LEAST_LENGTH}, e.g. 32,64"
+            f"{text!r} is not a list of token lengths of at least {LEAST_LENGTH}, e.g. 32,64"
         )
     return found
 
 
 def variants(text: str) -> tuple[Variant, ...]:
     names = dict.fromkeys(text.split(","))
-    if unknown := [name for name in names if name not in records.VARIANTS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(records.VARIANTS)}")
-    return tuple(variant for variant in records.VARIANTS if variant in names)
+    if unknown := [name for name in names if name not in VARIANTS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(VARIANTS)}")
+    return tuple(variant for variant in VARIANTS if variant in names)
 
 
 def number(text: str) -> int:
@@ -86,9 +86,9 @@ def number(text: str) -> int:
 
 def units(text: str) -> tuple[Unit, ...]:
     names = text.split(",")
-    if unknown := [name for name in names if name not in records.UNITS]:
-        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(records.UNITS)}")
-    return tuple(unit for unit in records.UNITS if unit in names)
+    if unknown := [name for name in names if name not in UNITS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(UNITS)}")
+    return tuple(unit for unit in UNITS if unit in names)
 
 
 def paths(options: argparse.Namespace) -> list[Path]:

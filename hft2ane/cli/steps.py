@@ -9,7 +9,9 @@ from pathlib import Path
 
 from hft2ane import records
 from hft2ane.cli.options import Commands, quieten
-from hft2ane.records import Job, Progress, Report
+from hft2ane.progress import Progress
+from hft2ane.records.job import Job
+from hft2ane.records.release import Report
 
 
 def add(commands: Commands) -> None:

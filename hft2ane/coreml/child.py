@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 
 from hft2ane.errors import NotMeasured
-from hft2ane.records import Device
+from hft2ane.records.lint import Device
 
 Answer = dict[str, Any]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from hft2ane.errors import EvaluationError
-from hft2ane.records import Unit
+from hft2ane.records.mac import Unit
 
 Array = np.ndarray[Any, Any]
 

@@ -26,7 +26,8 @@ import numpy as np
 
 from hft2ane import records
 from hft2ane.errors import NotMeasured
-from hft2ane.records import ENGINE, UNITS, Device, Latency, Mac, Plan, Planned, Unit
+from hft2ane.records.lint import Device, Plan, Planned
+from hft2ane.records.mac import ENGINE, UNITS, Latency, Mac, Unit
 
 Array = np.ndarray[Any, Any]
 

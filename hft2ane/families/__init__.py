@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from hft2ane.errors import UnknownFamily, UnknownTask, UnsupportedConfig
-from hft2ane.records import TASKS, Part, Task
+from hft2ane.records.package import Part
+from hft2ane.records.recipe import TASKS, Task
 
 if TYPE_CHECKING:  # the names of the families are for the light half too
     from torch import Tensor

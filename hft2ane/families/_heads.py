@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from hft2ane.ane import ACTIVATIONS, Activation, ChannelNorm, Decoder, Linear, additive_mask, to_channels, to_tokens
 from hft2ane.families import SIZE, STATES, STATES_MASK, Allowed
-from hft2ane.records import Part
+from hft2ane.records.package import Part
 
 PROBLEMS = (None, "single_label_classification", "multi_label_classification", "regression")
 

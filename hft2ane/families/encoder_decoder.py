@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from hft2ane.families import FEATURES, WRITING, Allowed, _heads, family
-from hft2ane.records import Part
+from hft2ane.records.package import Part
 
 PARTS: Mapping[Part, str] = {"encoder": FEATURES, "decoder": WRITING}
 CONFIG: Mapping[str, Allowed] = {

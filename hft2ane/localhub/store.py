@@ -23,9 +23,9 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
+from hft2ane.disk import write_bytes
 from hft2ane.localhub.lfs import GITATTRIBUTES, git_oid, is_large, pointer
 from hft2ane.localhub.messages import Moved, Refusal, read_blocks
-from hft2ane.records import write_bytes
 
 NAME = re.compile(r"(?!.*(?:--|\.\.))\w(?:[\w.-]*\w)?", re.ASCII)
 SKIPPED = {".git", ".cache"}

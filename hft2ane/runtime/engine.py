@@ -15,7 +15,7 @@ import numpy as np
 
 from hft2ane import coreml
 from hft2ane.errors import EvaluationError
-from hft2ane.records import ENGINE
+from hft2ane.records.mac import ENGINE
 from hft2ane.runtime.contract import Function, Package, Port
 
 Array = np.ndarray[Any, Any]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hft2ane import checksums, package
+from hft2ane.checksums import SUMS
 from hft2ane.errors import (
     AccessDenied,
     CorruptFile,
@@ -23,7 +24,6 @@ from hft2ane.errors import (
     RevisionNotFound,
     SourceError,
 )
-from hft2ane.records import SUMS
 from hft2ane.runtime.contract import RECORD, Contract, choose, parse
 
 # What is read besides the packages, as far as a release has it: the tokenizer, and what is done before and after.

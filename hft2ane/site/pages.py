@@ -21,7 +21,9 @@ from hft2ane import keys
 from hft2ane.card.markdown import by_output, clean, cosine, down, share
 from hft2ane.card.readme import is_hub, saying, short_name
 from hft2ane.card.tables import placements, warnings
-from hft2ane.records import WEIGHTS_MOST, Fidelity, Measure, Outcome, Run
+from hft2ane.records.fidelity import Fidelity, Measure
+from hft2ane.records.lint import WEIGHTS_MOST
+from hft2ane.records.night import Outcome, Run
 from hft2ane.site.collect import STATUSES, Catalogue, Collected, Listing, Offer, Plot, Release, Request
 
 STATIC = Path(__file__).parent / "static"

@@ -11,7 +11,7 @@ from hft2ane.mil.lint.graph import HEAVY, MOVES, OPERANDS, Graph, key, shape, wo
 from hft2ane.mil.lint.rules import RULES, Hit, Rule
 from hft2ane.mil.load import Op, Package, load
 from hft2ane.mil.ops import OPS
-from hft2ane.records import (
+from hft2ane.records.lint import (
     Calibrated,
     Device,
     Finding,

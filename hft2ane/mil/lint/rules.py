@@ -15,7 +15,7 @@ from hft2ane.mil import target
 from hft2ane.mil.format import BY_NAME
 from hft2ane.mil.lint.graph import FLOATS, HEAVY, MOVES, PRODUCTS, Graph, axis, key, shape
 from hft2ane.mil.load import ANY, Constant, Feature, Op
-from hft2ane.records import CONSTANT_MOST, WEIGHTS_MOST, Device, LintSettings, Severity
+from hft2ane.records.lint import CONSTANT_MOST, WEIGHTS_MOST, Device, LintSettings, Severity
 
 FP16_MAX = 65504.0
 FP16_TRIED = 2.0**-23  # 1e-7 in fp16, the epsilon that Apple runs on the engine

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from hft2ane.mil.lint.rules import RULES, Rule
-from hft2ane.records import Finding, Lint, Severity
+from hft2ane.records.lint import Finding, Lint, Severity
 
 LEVELS: Mapping[Severity, str] = {"error": "error", "warning": "warning", "info": "note"}
 
