@@ -7,94 +7,28 @@ the code of its card here, since nothing before can know it; a release is new if
 """
 
 import json
-import math
 import os
-import re
 import shutil
-import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
-from hft2ane import checksums, disk, interface, keys, layout, licenses, measurements, records
+from hft2ane import disk, records
 from hft2ane.checksums import SUMS
-from hft2ane.errors import BadInput, CorruptFile, GateFailed, HubUnavailable, LicenseError, PublishError
+from hft2ane.errors import BadInput, CorruptFile, HubUnavailable, PublishError
+from hft2ane.gate import _keep_figures, _keep_interface, _match, _pass_gate
 from hft2ane.hub import VERSION, Hub, Repo, digest
-from hft2ane.pin import pin, pinned
+from hft2ane.pin import pinned
 from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
-from hft2ane.records.package import bars, named
-from hft2ane.records.release import Conversion, Published, Report
+from hft2ane.records.release import Conversion, Published
 from hft2ane.records.source import RemoteFile
-from hft2ane.signature import SIGNATURE, sign
+from hft2ane.release import CARD, RECORD, Release, Versions, read_release
+from hft2ane.signature import SIGNATURE
 
-RECORD = "conversion.json"
-CARD = "README.md"
-REPORT = "report.json"
 CHECKED = ".checked"
 PINNED = ".pinned"
-LARGEST = 50_000_000_000  # bytes: the Hub takes no larger file
 THE_HUBS_OWN = {".gitattributes"}
-NAME = r"\w[\w.-]*"
-OURS = re.compile(rf"{CARD}|{RECORD}|{SUMS}|{re.escape(SIGNATURE)}|reports/{NAME}\.json|assets/{NAME}\.png")
-PACKAGED = re.compile(rf"{NAME}\.mlpackage/(Manifest\.json|Data/com\.apple\.CoreML/({NAME}/)*{NAME}\.(mlmodel|bin))")
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{20,}")
-MACHINE_PATH = re.compile(rb"(?<![\w.])/(Users|home|root|tmp|private/var)/[\w.-]+")
-HOST_NAME = re.compile(r"(?=.*[\d.-]).{8,}")  # any other one, like python or runner, is also a word of the text
-
-
-@dataclass(frozen=True)
-class Release:
-    """What shall be on the Hub: SHA-256 by path (SHA256SUMS included), and the files that are on this disk.
-
-    `number`: of the tag that its card names, None where it names none."""
-
-    sums: Mapping[str, str]
-    here: Mapping[str, Path]
-    number: int | None
-
-    @property
-    def id(self) -> str:
-        return self.sums[SUMS]
-
-
-class Versions:
-    """A release as each of the versions that it may become, made in the folder `into`, and signed with `key`."""
-
-    def __init__(self, release: Release, into: Path, key: str | None) -> None:
-        self.release, self.into, self.key = release, into, key
-        self._signed: dict[int, Release] = {}
-        shutil.rmtree(into, ignore_errors=True)
-
-    def unsigned(self, number: int) -> Release:
-        """With this number in the card, and the card's new digest in SHA256SUMS. As it is, if its card names none."""
-        release = self.release
-        if release.number in (number, None):
-            return release
-        card, sums = (self.into / f"v{number}" / name for name in (CARD, SUMS))
-        disk.write_bytes(card, pin(release.here[CARD].read_bytes().decode(), number).encode())
-        listed = {name: sum for name, sum in release.sums.items() if name not in (SUMS, SIGNATURE)}
-        listed[CARD] = digest(card, lfs=True)
-        disk.write_bytes(sums, checksums.dump(listed))
-        listed[SUMS] = digest(sums, lfs=True)
-        here = {name: path for name, path in release.here.items() if name != SIGNATURE}
-        return Release(listed, {**here, CARD: card, SUMS: sums}, number)
-
-    def signed(self, number: int) -> Release:
-        """BadInput: there is no such key, or no library to sign with; HubUnavailable: Sigstore does not answer."""
-        if number not in self._signed:
-            release = self.unsigned(number)
-            if self.key:
-                sign(release.here[SUMS], self.key)
-                path = release.here[SUMS].with_name(SIGNATURE)
-                signature = digest(path, lfs=True)
-                release = replace(
-                    release,
-                    sums={**release.sums, SIGNATURE: signature},
-                    here={**release.here, SIGNATURE: path},
-                )
-            self._signed[number] = release
-        return self._signed[number]
 
 
 @dataclass(frozen=True)
@@ -153,107 +87,6 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     return published
 
 
-def read_release(folder: Path, conversion: Conversion) -> Release:
-    """The release in this folder, every digest of SHA256SUMS computed again. PublishError: it is not what was built, or
-    holds something that must not be published."""
-    if not folder.is_dir():
-        raise PublishError(f"{folder} is missing: make the card first")
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_symlink() or not path.is_dir()]
-    here = {path.relative_to(folder).as_posix(): path for path in paths}
-    for name, path in here.items():
-        if path.is_symlink() or not path.is_file():
-            raise PublishError(f"{path} is not a plain file: make the release again")
-        if path.stat().st_size > LARGEST:
-            raise PublishError(f"{path} has {path.stat().st_size / 1e9:.1f} GB, the Hub takes files of at most 50 GB")
-        if not _allowed(name):
-            raise PublishError(f"{path} is nothing that is published: delete it, or make the release again")
-    if absent := {CARD, RECORD, SUMS} - here.keys():
-        raise PublishError(f"{folder} has no {', '.join(sorted(absent))}: make the release again")
-    sums = checksums.read(here[SUMS], PublishError, "make the release again")
-    if strange := [name for name in sums if not _allowed(name) or name in (SUMS, SIGNATURE)]:
-        raise PublishError(f"{here[SUMS]} has {strange[0]}, which is not published: make the release again")
-    for name, path in here.items():
-        if name not in (SUMS, SIGNATURE) and name not in sums:
-            raise PublishError(f"{path} is not in {SUMS}: make the release again")
-        if name not in (SUMS, SIGNATURE) and digest(path, lfs=True) != sums[name]:
-            raise PublishError(f"{path} has been changed since {SUMS} was written: make the release again")
-        _scan(name, path)
-    packages = {name.split("/")[0] for name in sums if PACKAGED.fullmatch(name)}
-    if packages != {package.file for package in conversion.packages}:
-        raise PublishError(f"{folder / SUMS} and {RECORD} do not name the same packages: make the release again")
-    unlisted = {name: digest(here[name], lfs=True) for name in (SUMS, SIGNATURE) if name in here}
-    return Release({**sums, **unlisted}, here, pinned(here[CARD].read_bytes().decode(errors="replace")))
-
-
-def _pass_gate(folder: Path, job: Job) -> Conversion:
-    if not (folder / REPORT).is_file():
-        raise GateFailed(f"{folder} has no {REPORT}: verify it before it is published")
-    report = records.read(folder / REPORT, Report)
-    conversion = records.read(folder / "release" / RECORD, Conversion)
-    if report.failures:
-        raise GateFailed(f"{job.id} is not published: {'; '.join(report.failures)}")
-    if report.verify_key != conversion.verify_key:
-        raise GateFailed(f"{folder}: report.json is about another build than {RECORD}: verify and make the card again")
-    figures = {bar.what for bar in report.fidelity}
-    for what in bars(conversion.packages):
-        if what not in figures:
-            raise GateFailed(f"{job.id} is not published: report.json has no figure for {what}")
-    for bar in report.fidelity:
-        gate = max(bar.gate, job.gates.of(bar.what))
-        if not bar.psnr_min >= gate:  # NaN is below every gate
-            raise GateFailed(f"{job.id} is not published: {bar.what} has {bar.psnr_min} dB, the gate is {gate}")
-    source = conversion.source
-    if licenses.check(source.card.license, job.license, source.id, layout.legal(source.files)) != conversion.license:
-        raise LicenseError(f"{job.id}: {RECORD} says {conversion.license!r}, its source another: make the card again")
-    return conversion
-
-
-def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
-    """PublishError: the release is not what job.json asks for, or shows another report than the one that was judged."""
-    source = conversion.source
-    commit = source.commit if job.action in ("card", "verify") else job.commit or "local"  # of the packages, which stay
-    same = {
-        "the original's id": source.id == job.id,
-        "its commit": source.commit == commit,
-        "the recipe": conversion.recipe == job.recipe,
-        "the major version": conversion.major == job.major,
-        f"reports/{REPORT}": release.sums.get(f"reports/{REPORT}") == digest(folder / REPORT, lfs=True),
-    }
-    if differ := [what for what, is_same in same.items() if not is_same]:
-        raise PublishError(f"{folder}: {', '.join(differ)} in release/ not as in this folder: run card again")
-
-
-def _allowed(name: str) -> bool:
-    """Ours, a package's, or one of the original's small files at the place where it has it."""
-    folder, _, last = name.rpartition("/")
-    patterns = (layout.LEGAL, layout.SENTENCE, layout.SENTENCEPIECE)
-    return (
-        OURS.fullmatch(name) is not None
-        or PACKAGED.fullmatch(name) is not None
-        or (layout.MODULE.fullmatch(folder) is not None and last == layout.CONFIG)
-        or (not folder and name in layout.TOKENIZER | {layout.CONFIG, layout.GENERATION})
-        or (not folder and any(pattern.fullmatch(name) for pattern in patterns))
-    )
-
-
-def _scan(name: str, path: Path) -> None:
-    """No token in any file that is read as text, and nothing about this machine in those that are ours. The original's
-    own files are public with whatever paths they have."""
-    if path.suffix in (".bin", ".png"):
-        return
-    secrets = {"a token": TOKEN}
-    if OURS.fullmatch(name) or PACKAGED.fullmatch(name):
-        secrets["a path of a machine"] = MACHINE_PATH
-        if HOST_NAME.fullmatch(host := socket.gethostname()):
-            secrets["this machine's name"] = re.compile(rb"(?<![\w-])" + re.escape(host.encode()) + rb"(?![\w-])")
-    content = path.read_bytes()
-    for what, pattern in secrets.items():
-        if found := pattern.search(content):
-            line = content.count(b"\n", 0, found.start()) + 1
-            masked = found[0][:4].decode(errors="replace")
-            raise PublishError(f"{path}:{line} has {what} ({masked}***): it must not be published")
-
-
 def _claim(hub: Hub, job: Job) -> None:
     """PublishError: the repo holds something, and neither its head nor its last version was made from this model."""
     repo = _there(hub, job.repo)
@@ -278,63 +111,6 @@ def _keep_up(hub: Hub, job: Job, conversion: Conversion) -> None:
         record = hub.read(repo, RECORD)
         _keep_interface(f"{job.repo} v{last}", record, conversion)
         _keep_figures(f"{job.repo} v{last}", record, conversion, job)
-
-
-def _keep_interface(version: str, record: bytes, conversion: Conversion) -> None:
-    """PublishError: apps that use the last version would break, and the major version is the same."""
-    old = interface.read(record)
-    if old is None or conversion.major == old.major + 1:
-        return
-    if conversion.major != old.major:
-        raise PublishError(f"{version} has major version {old.major}, this release {conversion.major}: plan again")
-    if broken := interface.breaks(old, interface.of(conversion)):
-        raise PublishError(
-            f"apps that use {version} would break ({'; '.join(broken)}): "
-            f"write `major: {old.major + 1}` in the manifest if that must be"
-        )
-
-
-def _keep_figures(version: str, record: bytes, conversion: Conversion, job: Job) -> None:
-    """GateFailed: a figure of the worst row fell by more than it may since the last version, whose record this is."""
-    try:
-        old = records.parse(record, Conversion, version)
-    except BadInput:
-        return  # of another schema: its figures may mean something else
-    figures = {what: (old.psnr[what], conversion.psnr[what]) for what in _comparable(old, conversion)}
-    falls = {what: (was, now) for what, (was, now) in figures.items() if was - now > job.gates.fall}
-    if not falls:
-        return
-    told = "; ".join(f"{what} has {now:.1f} dB and had {was:.1f}" for what, (was, now) in falls.items())
-    enough = min(200, math.ceil(max(was - now for was, now in falls.values()) + 1))  # dB: another machine may be lower
-    raise GateFailed(
-        f"{job.id} is not published, it fell by more than {job.gates.fall:g} dB since {version}: {told}; "
-        "`hft2ane compare OLD NEW --where` says in which layer, and if it must be, "
-        f"write `gates: {{fall: {enough}}}` in the manifest"
-    )
-
-
-def _comparable(old: Conversion, new: Conversion) -> list[str]:
-    """Of what the figures of both mean the same, and are of something that has changed.
-
-    The same package has the same figures: if others are measured of it, those that are published were wrong."""
-    if _meaning(old) != _meaning(new) or not (_evaluated(old) and _evaluated(new)):
-        return []
-    before = {package.what: package.digest for package in old.packages}
-    changed = [package for package in new.packages if before.get(package.what, package.digest) != package.digest]
-    whats = [what for package in changed for what in (named("rewrite", package.part), package.what)]
-    return [what for what in dict.fromkeys(whats) if what in old.psnr and what in new.psnr]
-
-
-def _meaning(record: Conversion) -> tuple[object, ...]:
-    """Of what, and how, its figures were taken: those of other weights are others by some dB, and it is no fault."""
-    files = {file.path: file.oid for file in layout.shaping(record.source.files)}
-    return record.protocol, record.task, {*record.recipe.lengths}, files
-
-
-def _evaluated(record: Conversion) -> bool:
-    """Whether its figures are by the evaluator of today, which is a part of its verify key."""
-    packages = measurements.digests(record.packages)
-    return keys.verify_key(packages, record.protocol, keys.BACKEND, record.macs) == record.verify_key
 
 
 def _origin(hub: Hub, repo: Repo) -> object:

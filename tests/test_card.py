@@ -24,7 +24,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from hft2ane import card, keys, layout, licenses, measurements, pin, publish, records
+from hft2ane import card, keys, layout, licenses, measurements, pin, records
 from hft2ane.card import markdown, plots, tables
 from hft2ane.card import release as step
 from hft2ane.errors import BadInput, GateFailed, LicenseError
@@ -46,6 +46,7 @@ from hft2ane.records.package import (
 from hft2ane.records.recipe import VARIANTS, Recipe, Task, Variant
 from hft2ane.records.release import Conversion, Report
 from hft2ane.records.source import CardFields, RemoteFile, Source
+from hft2ane.release import read_release
 from tests.synthetic import MAC, synthetic
 
 COMMIT = "c9745ed1d9f207416be6d2e6f8de32d1f16199bf"
@@ -419,7 +420,7 @@ def test_a_mixed_variant_with_nothing_raised(folder: Path) -> None:
 def test_the_gate_of_publish_takes_the_release(folder: Path) -> None:
     release = card.write(folder)
     conversion = records.read(release / "conversion.json", Conversion)
-    assert set(publish.read_release(release, conversion).here) > {"README.md", "SHA256SUMS"}
+    assert set(read_release(release, conversion).here) > {"README.md", "SHA256SUMS"}
 
 
 def test_packages_are_linked_not_copied(folder: Path) -> None:
@@ -1258,7 +1259,7 @@ def test_refresh_carries_the_sums_of_the_packages(refreshed: Path) -> None:
     assert packaged.items() <= new.items()
     assert not list(release.glob("*.mlpackage"))
     assert new.keys() - old.keys() == {"LICENSE"}
-    publish.read_release(release, records.read(release / "conversion.json", Conversion))
+    read_release(release, records.read(release / "conversion.json", Conversion))
 
 
 def test_refresh_of_the_same_card_is_the_same_card(folder: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from hft2ane import card, export, greedy, keys, package, protocol, publish, records, source, verify
+from hft2ane import card, export, gate, greedy, keys, package, protocol, records, source, verify
 from hft2ane.ane import Attention, attention
 from hft2ane.audit import calibration, measure
 from hft2ane.condition import condition
@@ -30,6 +30,7 @@ from hft2ane.records.package import Exported, Generation, bars
 from hft2ane.records.recipe import Recipe
 from hft2ane.records.release import Conversion, Report
 from hft2ane.reference import Tokenizer, load
+from hft2ane.release import read_release
 from hft2ane.rewrite import rewrite
 from tests import pairs
 from tests.families import ROWS
@@ -392,7 +393,7 @@ def test_one_part_alone_does_not_pass(done: Path) -> None:
         with pytest.raises(GateFailed, match=f"no figures for {missing}"):
             card.write(done)
         with pytest.raises(GateFailed, match=f"no figure for {missing}"):
-            publish._pass_gate(done, records.read(done / "job.json", Job))
+            gate._pass_gate(done, records.read(done / "job.json", Job))
 
 
 def test_a_bad_decoder_fails_in_its_own_name(done: Path) -> None:
@@ -586,10 +587,10 @@ def test_the_card_says_how_to_run_the_pair(built: Path) -> None:
 
 
 def test_the_release_may_be_published(built: Path) -> None:
-    conversion = publish._pass_gate(
+    conversion = gate._pass_gate(
         built, records.read(built / "job.json", Job).__class__("create", "", "someone/tiny", "")
     )
-    assert publish.read_release(built / "release", conversion).here.keys() > {"generation_config.json", "README.md"}
+    assert read_release(built / "release", conversion).here.keys() > {"generation_config.json", "README.md"}
     assert conversion.psnr.keys() == set(bars(conversion.packages))
     assert conversion.generation == Generation(2, (3,), 0)
 

@@ -607,7 +607,7 @@ def test_what_was_sent_is_read_back(local: LocalHub, hub: Hub, job: Path, lfs: N
 
 
 def test_a_file_that_the_hub_would_not_take(job: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hft2ane.publish.LARGEST", 100_000)
+    monkeypatch.setattr("hft2ane.release.LARGEST", 100_000)
     with pytest.raises(PublishError, match="weight.bin has .* the Hub takes files of at most"):
         publish(job, hub)
 
