@@ -12,7 +12,8 @@ from hft2ane.records.release import Conversion, Report
 from hft2ane.release import RECORD, REPORT, Release
 
 
-def _pass_gate(folder: Path, job: Job) -> Conversion:
+def check(folder: Path, job: Job) -> Conversion:
+    """The record of this folder's release. GateFailed, LicenseError: it may not be published."""
     if not (folder / REPORT).is_file():
         raise GateFailed(f"{folder} has no {REPORT}: verify it before it is published")
     report = records.read(folder / REPORT, Report)
@@ -35,7 +36,7 @@ def _pass_gate(folder: Path, job: Job) -> Conversion:
     return conversion
 
 
-def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
+def match(folder: Path, job: Job, conversion: Conversion, release: Release) -> None:
     """PublishError: the release is not what job.json asks for, or shows another report than the one that was judged."""
     source = conversion.source
     commit = source.commit if job.action in ("card", "verify") else job.commit or "local"  # of the packages, which stay
@@ -50,7 +51,7 @@ def _match(folder: Path, job: Job, conversion: Conversion, release: Release) -> 
         raise PublishError(f"{folder}: {', '.join(differ)} in release/ not as in this folder: run card again")
 
 
-def _keep_interface(version: str, record: bytes, conversion: Conversion) -> None:
+def keep_interface(version: str, record: bytes, conversion: Conversion) -> None:
     """PublishError: apps that use the last version would break, and the major version is the same."""
     old = interface.read(record)
     if old is None or conversion.major == old.major + 1:
@@ -64,7 +65,7 @@ def _keep_interface(version: str, record: bytes, conversion: Conversion) -> None
         )
 
 
-def _keep_figures(version: str, record: bytes, conversion: Conversion, job: Job) -> None:
+def keep_figures(version: str, record: bytes, conversion: Conversion, job: Job) -> None:
     """GateFailed: a figure of the worst row fell by more than it may since the last version, whose record this is."""
     try:
         old = records.parse(record, Conversion, version)

@@ -1,9 +1,9 @@
 """A release folder -> the Hub, all of it or nothing: one commit, checked digest by digest, tagged.
 
-The gate stands here at the door: nothing is sent for a folder without a passing report, a licence, and a SHA256SUMS
-that is true. The Hub is converged, not commanded: each try looks at the head first, so a commit whose answer was lost
-is found instead of repeated, and a crash anywhere is mended by running again. The tag that a release gets is put into
-the code of its card here, since nothing before can know it; a release is new if more than that tag differs.
+The gate stands here at the door: nothing is sent that `gate` and `release` do not let through. The Hub is converged,
+not commanded: each try looks at the head first, so a commit whose answer was lost is found instead of repeated, and a
+crash anywhere is mended by running again. The tag that a release gets is put into the code of its card here, since
+nothing before can know it; a release is new if more than that tag differs.
 """
 
 import json
@@ -13,10 +13,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from hft2ane import disk, records
+from hft2ane import disk, gate, records
 from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput, CorruptFile, HubUnavailable, PublishError
-from hft2ane.gate import _keep_figures, _keep_interface, _match, _pass_gate
 from hft2ane.hub import VERSION, Hub, Repo, digest
 from hft2ane.pin import pinned
 from hft2ane.progress import Progress, silent
@@ -52,9 +51,9 @@ def publish(folder: Path, hub: Hub, progress: Progress = silent) -> Published:
     it goes on where it was."""
     job = records.read(folder / "job.json", Job)
     progress("check the release", 0.0)
-    conversion = _pass_gate(folder, job)
+    conversion = gate.check(folder, job)
     release = read_release(folder / "release", conversion)
-    _match(folder, job, conversion, release)
+    gate.match(folder, job, conversion, release)
     versions = Versions(release, folder / PINNED, os.environ.get("HFT2ANE_SIGNING_KEY"))
     progress(f"look at {job.repo}", 0.2)
     if hub.repo(job.repo) is None:
@@ -109,8 +108,8 @@ def _keep_up(hub: Hub, job: Job, conversion: Conversion) -> None:
     repo = _there(hub, job.repo, versions[last])
     if any(file.path == RECORD for file in repo.files):
         record = hub.read(repo, RECORD)
-        _keep_interface(f"{job.repo} v{last}", record, conversion)
-        _keep_figures(f"{job.repo} v{last}", record, conversion, job)
+        gate.keep_interface(f"{job.repo} v{last}", record, conversion)
+        gate.keep_figures(f"{job.repo} v{last}", record, conversion, job)
 
 
 def _origin(hub: Hub, repo: Repo) -> object:

@@ -393,7 +393,7 @@ def test_one_part_alone_does_not_pass(done: Path) -> None:
         with pytest.raises(GateFailed, match=f"no figures for {missing}"):
             card.write(done)
         with pytest.raises(GateFailed, match=f"no figure for {missing}"):
-            gate._pass_gate(done, records.read(done / "job.json", Job))
+            gate.check(done, records.read(done / "job.json", Job))
 
 
 def test_a_bad_decoder_fails_in_its_own_name(done: Path) -> None:
@@ -587,9 +587,7 @@ def test_the_card_says_how_to_run_the_pair(built: Path) -> None:
 
 
 def test_the_release_may_be_published(built: Path) -> None:
-    conversion = gate._pass_gate(
-        built, records.read(built / "job.json", Job).__class__("create", "", "someone/tiny", "")
-    )
+    conversion = gate.check(built, records.read(built / "job.json", Job).__class__("create", "", "someone/tiny", ""))
     assert read_release(built / "release", conversion).here.keys() > {"generation_config.json", "README.md"}
     assert conversion.psnr.keys() == set(bars(conversion.packages))
     assert conversion.generation == Generation(2, (3,), 0)
