@@ -4,8 +4,8 @@ import math
 from pathlib import Path
 
 from hft2ane import interface, keys, layout, licenses, measurements, records
+from hft2ane.blobs import digest
 from hft2ane.errors import BadInput, GateFailed, LicenseError, PublishError
-from hft2ane.hub import digest
 from hft2ane.records.job import Job
 from hft2ane.records.package import bars, named
 from hft2ane.records.release import Conversion, Report

@@ -1,4 +1,4 @@
-"""Talking to the Hub: look at repos, download files and check them, write releases; with retries and time-outs.
+"""Talking to the Hub: look at repos, download files and check them, write releases.
 
 Reading is plain HTTP over the Hub client's own session: `model_info` fails on cards with odd metadata, and
 `hf_hub_download` answers from a stale cache when the Hub stumbles. Writing is the client's own code.
@@ -10,8 +10,6 @@ import errno
 import functools
 import hashlib
 import json
-import logging
-import os
 import re
 import threading
 import time
@@ -21,10 +19,13 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from email.utils import parsedate_to_datetime
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote, urlsplit
 
+from hft2ane import connection
+from hft2ane.blobs import PIECE, inside, same
+from hft2ane.connection import Connection
 from hft2ane.errors import (
     AccessDenied,
     BadInput,
@@ -39,93 +40,30 @@ from hft2ane.errors import (
 )
 from hft2ane.progress import Progress, silent
 from hft2ane.records import SCHEMA, parse
-from hft2ane.records.job import Cause
 from hft2ane.records.release import Conversion
-from hft2ane.records.source import CardFields, RemoteFile, Upstream
+from hft2ane.records.repo import Account, Listed, Redo, Repo, Vanished
+from hft2ane.records.source import RemoteFile, Upstream, card_fields
 
 if TYPE_CHECKING:
-    import httpx2
-    from huggingface_hub import CommitOperationAdd, GitRefs, HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, GitRefs
 
 S = TypeVar("S")
 T = TypeVar("T")
-
-LOOK_SECONDS = 10.0  # for one answer about a repo
 SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
-WRITE_SECONDS = 90.0  # the Hub itself gives up a commit after 60
 XET_SECONDS, XET_RATE = 120.0, 500_000.0  # an upload by Xet gets so long, and a second more for so many bytes
-PIECE = 1 << 20
 VERSION = re.compile(r"v([1-9]\d*)")  # the tag of a finished publication
 
 
-@dataclass(frozen=True)
-class Repo:
-    """A repo of ours at one commit. `id` is its present name."""
+class Hub(Connection):
+    """One Hub with one token (see Connection): what we ask it, and what we write there."""
 
-    id: str
-    commit: str
-    files: tuple[RemoteFile, ...]
-    private: bool
-
-
-@dataclass(frozen=True)
-class Redo:
-    """Something is published, but it cannot stay as it is; `why`, in one line."""
-
-    why: str
-    cause: Cause = "request"
-
-
-@dataclass(frozen=True)
-class Vanished:
-    """The revision that a manifest pins is gone; `head` is what the repo has now."""
-
-    revision: str
-    head: Upstream
-
-
-@dataclass(frozen=True)
-class Listed:
-    """A repo as the list of an organisation's repos has it."""
-
-    commit: str
-    tags: tuple[str, ...]
-    private: bool
-
-
-@dataclass(frozen=True)
-class Account:
-    """Whose a token is. `writes`: the users and organisations where it may make and write any repo; None: the Hub says
-    nothing of it."""
-
-    name: str
-    writes: frozenset[str] | None
-
-
-class Hub:
-    """One Hub and one token; None: what the environment says (HF_ENDPOINT; HF_TOKEN or `hf auth login`).
-
-    `waits` are the seconds between tries, so there is one try more than there are waits. A server that asks for more
-    time gets it, up to `patience` seconds (the Hub counts requests over windows of 300).
-    """
-
-    waits: tuple[float, ...] = (1.0, 2.0, 4.0)
-    patience: float = 300.0
     commits_an_hour: int = 100  # the Hub has been seen to refuse more than 128
 
     def __init__(self, endpoint: str | None = None, token: str | None = None) -> None:
-        self.endpoint = (endpoint or os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-        parts = urlsplit(self.endpoint)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise BadInput(f"{self.endpoint!r} is no Hub's address: HF_ENDPOINT must look like https://huggingface.co")
-        self.host = parts.netloc.rpartition("@")[2]
-        self.page = f"{parts.scheme}://{self.host}{parts.path}"  # the endpoint without a password: to be shown
-        self._token = token or None
+        super().__init__(endpoint, token)
         self._xet = True
         self._sent: list[float] = []  # when the last commits were, or will be, sent
         self._turn = threading.Lock()
-        _prepare_client()
 
     # ---- reading
 
@@ -288,7 +226,9 @@ class Hub:
 
         def ask() -> datetime:
             headers = {"Cache-Control": "no-cache"}
-            answer = get_session().get(f"{self.endpoint}/api/models?limit=1", headers=headers, timeout=LOOK_SECONDS)
+            answer = get_session().get(
+                f"{self.endpoint}/api/models?limit=1", headers=headers, timeout=connection.LOOK_SECONDS
+            )
             hf_raise_for_status(answer)
             return parsedate_to_datetime(answer.headers["Date"])
 
@@ -379,31 +319,7 @@ class Hub:
 
         self._once(f"commit to {repo}", send, PublishError)
 
-    def retry(self, attempt: Callable[[], T]) -> T:
-        """`attempt`, again after failures that may pass: 408, 409, 412, 429, 5xx, lost connections. HubUnavailable."""
-        for wait in self.waits:
-            try:
-                return attempt()
-            except _Passing as err:
-                if err.asked > self.patience:
-                    raise HubUnavailable(f"{err} (it asks to wait {err.asked:.0f} s)") from err
-                time.sleep(max(wait, err.asked))
-        try:
-            return attempt()
-        except _Passing as err:
-            raise HubUnavailable(f"{err}") from err
-
     # ---- inside
-
-    def _api(self) -> HfApi:
-        from huggingface_hub import HfApi
-
-        return HfApi(endpoint=self.endpoint, token=self._token, library_name="hft2ane")
-
-    def _headers(self) -> dict[str, str]:
-        from huggingface_hub.utils._headers import build_hf_headers
-
-        return build_hf_headers(token=self._token, library_name="hft2ane")
 
     def _await_turn(self) -> None:
         """Returns when another commit may be sent without there being more in an hour than are allowed."""
@@ -427,22 +343,6 @@ class Hub:
 
     def _refs(self, repo: str) -> GitRefs:
         return self._write(f"list the tags of {repo}", lambda: self._api().list_repo_refs(repo))
-
-    def _get(self, path: str, what: str, method: Literal["GET", "HEAD"] = "GET") -> httpx2.Response:
-        from huggingface_hub import get_session, hf_raise_for_status
-
-        def get() -> httpx2.Response:
-            # no-cache: what is published is read back to plan by, so a CDN's copy will not do.
-            headers = {**self._headers(), "Cache-Control": "no-cache"}
-            answer = get_session().request(method, self.endpoint + path, headers=headers, timeout=LOOK_SECONDS)
-            hf_raise_for_status(answer)
-            return answer
-
-        return self.retry(lambda: self._once(what, get, SourceError))
-
-    def _write(self, what: str, call: Callable[[], T]) -> T:
-        """For calls that may be repeated without harm."""
-        return self.retry(lambda: self._once(what, call, PublishError))
 
     def _info(self, id: str, revision: str) -> dict[str, Any]:
         path = f"/api/models/{_checked(id)}/revision/{quote(revision, safe='')}?blobs=true"
@@ -531,80 +431,6 @@ class Hub:
         self._api().preupload_lfs_files(repo, operations, free_memory=False)
         return operations
 
-    def _once(self, what: str, call: Callable[[], T], refused: type[Hft2aneError]) -> T:
-        """`call`, its failures as ours: _Passing when another try makes sense, `refused` when the Hub says no."""
-        import httpx2
-        from huggingface_hub.errors import OIDCError
-
-        try:
-            return call()
-        except (httpx2.HTTPError, ConnectionError, TimeoutError, RuntimeError, OIDCError, ValueError, KeyError) as err:
-            raise self._explained(err, what, refused) from err
-
-    def _explained(self, err: BaseException, what: str, refused: type[Hft2aneError]) -> Hft2aneError:
-        import httpx2
-        from huggingface_hub import errors
-
-        if isinstance(err, RuntimeError) and isinstance(
-            err.__cause__, httpx2.HTTPError
-        ):  # so the client wraps LFS errors
-            err = err.__cause__
-        where = f"cannot {what}: {self.host}"
-        match err:
-            case errors.GatedRepoError():
-                return AccessDenied(f"{where} has it gated: accept its terms there, with the account of HF_TOKEN")
-            case errors.DisabledRepoError():
-                return AccessDenied(f"{where} has disabled it")
-            case errors.RevisionNotFoundError():
-                return RevisionNotFound(f"{where} has no such revision of it")
-            case errors.EntryNotFoundError():
-                return ModelNotFound(f"{where} has no such file")
-            case errors.RepositoryNotFoundError():
-                return ModelNotFound(f"{where} has no such repo, or it is private and HF_TOKEN may not see it")
-            case errors.OfflineModeIsEnabled():
-                return HubUnavailable(f"{where} may not be asked: HF_HUB_OFFLINE is set, unset it")
-            case errors.OIDCError():
-                return AccessDenied(f"{where} gave no token for HF_OIDC_RESOURCE: {self._said(err)}")
-            case errors.HfHubHTTPError():
-                return self._refusal(err, where, refused)
-            case httpx2.TimeoutException():
-                return _Passing(f"{where} did not answer in time; try later")
-            case httpx2.ConnectError():
-                return _Passing(
-                    f"{where} cannot be reached ({self._said(err)}); is HF_ENDPOINT right? If so, try later"
-                )
-            case httpx2.HTTPError() | ConnectionError() | TimeoutError() | RuntimeError():
-                return _Passing(f"{where} broke off ({self._said(err.__cause__ or err)}); try later")
-            case json.JSONDecodeError() | KeyError():
-                return _Passing(f"{where} answered with something unexpected; try later")
-            case _:
-                return refused(f"{where}: {self._said(err)}")
-
-    def _refusal(self, err: HfHubHTTPError, where: str, refused: type[Hft2aneError]) -> Hft2aneError:
-        status = err.response.status_code
-        said = f"{status} {self._said(err.server_message or err.response.reason_phrase)}"
-        if status == 401:
-            return AccessDenied(f"{where} does not accept the token: renew HF_TOKEN")
-        # 403 "too many concurrent pushes" is a rate limit too.
-        if status in (408, 409, 412, 429) or status >= 500 or (status == 403 and "concurrent" in said):
-            return _Passing(f"{where} answers {said}; try later", _asked(err.response.headers))
-        if status == 403:
-            return AccessDenied(f"{where} answers {said}; HF_TOKEN must be a token that may do this")
-        return refused(f"{where} answers {said}")
-
-    def _said(self, text: object) -> str:
-        """In one line, without tokens."""
-        line = re.sub(r"hf_\w+", "hf_***", " ".join(str(text).split()))
-        return (line.replace(self._token, "***") if self._token else line)[:300]
-
-
-class _Passing(HubUnavailable):
-    """May be over soon; `asked`: the seconds that the server wants to be left alone."""
-
-    def __init__(self, message: str, asked: float = 0.0) -> None:
-        super().__init__(message)
-        self.asked = asked
-
 
 @dataclass(frozen=True)
 class _Share:
@@ -617,46 +443,6 @@ class _Share:
 
     def __call__(self, got: int) -> None:
         self.progress(self.path, min(1.0, (self.before + got) / self.total))
-
-
-def inside(folder: Path, path: str) -> Path:
-    """Where the repo's `path` goes in `folder`. CorruptFile when it would go elsewhere."""
-    parts = PurePosixPath(path).parts
-    if not parts or "/".join(parts) != path or ".." in parts or parts[0] == "/" or re.search(r"[\\:\x00-\x1f]", path):
-        raise CorruptFile(f"{path!r} is no path inside a repo: this file is refused")
-    target = folder.joinpath(*parts)
-    if target.is_symlink() or not target.parent.resolve().is_relative_to(folder.resolve()):
-        raise CorruptFile(f"{path!r} leads out of {folder} by a symbolic link: delete the link")
-    return target
-
-
-def digest(path: Path, lfs: bool) -> str:
-    """The `oid` of a RemoteFile: SHA-256 when `lfs`, else git's blob SHA-1."""
-    summed = hashlib.sha256() if lfs else hashlib.sha1(b"blob %d\0" % path.stat().st_size)
-    with path.open("rb") as file:
-        while piece := file.read(PIECE):
-            summed.update(piece)
-    return summed.hexdigest()
-
-
-def same(path: Path, file: RemoteFile) -> bool:
-    """Whether `path` has the size and the digest of `file`."""
-    return path.is_file() and path.stat().st_size == file.size and digest(path, file.lfs) == file.oid
-
-
-def card_fields(front_matter: object) -> CardFields:
-    """What we take over of a card's front matter; a value of another type than it should have counts as not given."""
-    card = front_matter if isinstance(front_matter, dict) else {}
-    text = {key: value for key, value in card.items() if isinstance(value, str) and value.strip()}
-    language = card.get("language")
-    languages = language if isinstance(language, list) else [language]
-    return CardFields(
-        license=text.get("license"),
-        license_name=text.get("license_name"),
-        license_link=text.get("license_link"),
-        language=tuple(name for name in languages if isinstance(name, str) and name.strip()),
-        pipeline_tag=text.get("pipeline_tag"),
-    )
 
 
 def _account(told: dict[str, Any]) -> Account:
@@ -701,14 +487,6 @@ def _checked(id: str) -> str:
     return id
 
 
-def _asked(headers: Mapping[str, str]) -> float:
-    """Seconds, from `ratelimit: "api";r=0;t=55` or `Retry-After: 55`."""
-    if limit := re.search(r";\s*r\s*=\s*0\s*;\s*t\s*=\s*(\d+)", headers.get("ratelimit", "")):
-        return float(limit[1]) + 1.0
-    after = headers.get("retry-after", "").strip()
-    return float(after) if after.isdigit() else 0.0
-
-
 def _together(call: Callable[[S], T], arguments: Sequence[S]) -> list[T | Hft2aneError]:
     def value(argument: S) -> T | Hft2aneError:
         try:
@@ -733,25 +511,3 @@ def _xet_watched(size: int) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-@functools.cache
-def _prepare_client() -> None:
-    """Quiet, and with time-outs, which the client lacks; once, and not where the process has set its own."""
-    import httpx2
-    from huggingface_hub import constants, get_session, set_client_factory
-    from huggingface_hub.utils._http import default_client_factory
-    from huggingface_hub.utils.tqdm import disable_progress_bars
-
-    def client_with_timeouts() -> httpx2.Client:
-        client = default_client_factory()
-        client.timeout = httpx2.Timeout(WRITE_SECONDS, connect=LOOK_SECONDS)
-        return client
-
-    # Else a Xet store that fails is tried for three minutes, before LFS gets its turn.
-    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "3")
-    if constants.HF_HUB_DISABLE_PROGRESS_BARS is None:
-        disable_progress_bars()
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    if get_session().timeout == httpx2.Timeout(None):
-        set_client_factory(client_with_timeouts)

@@ -10,11 +10,11 @@ from functools import cache, cached_property
 from hft2ane import interface, keys, layout, licenses, measurements, waves
 from hft2ane.attempts import DELETED, State, shown, waits
 from hft2ane.errors import Hft2aneError, LicenseError, ModelNotFound, SourceError
-from hft2ane.hub import Redo, Vanished
 from hft2ane.records.job import CAUSES, TO_DO, Action, Cause, Job
 from hft2ane.records.mac import Measurement
 from hft2ane.records.recipe import Gates, Recipe, Wanted
 from hft2ane.records.release import Conversion
+from hft2ane.records.repo import Redo, Vanished
 from hft2ane.records.source import RemoteFile, Upstream
 from hft2ane.waves import Wave
 

@@ -22,13 +22,14 @@ from hft2ane.card.readme import languages as languages_of
 from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, TAGS, TASKS
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, LicenseError, ManifestError
 from hft2ane.forecast import RATE, Forecast, Port, forecast, minutes
-from hft2ane.hub import Hub, Redo, Repo
+from hft2ane.hub import Hub
 from hft2ane.manifest import read_manifests
 from hft2ane.plan import changes
 from hft2ane.records.job import Job
 from hft2ane.records.package import SEVERAL_OS, SINGLE_OS
 from hft2ane.records.recipe import Wanted
 from hft2ane.records.release import Conversion
+from hft2ane.records.repo import Redo, Repo
 from hft2ane.records.source import Upstream
 from hft2ane.survey import Survey, survey, wanted
 

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hft2ane import disk, gate, records
+from hft2ane.blobs import digest
 from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput, CorruptFile, HubUnavailable, PublishError
-from hft2ane.hub import VERSION, Hub, Repo, digest
+from hft2ane.hub import VERSION, Hub
 from hft2ane.pin import pinned
 from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
 from hft2ane.records.release import Conversion, Published
+from hft2ane.records.repo import Repo
 from hft2ane.records.source import RemoteFile
 from hft2ane.release import CARD, RECORD, Release, Versions, read_release
 from hft2ane.signature import SIGNATURE

@@ -15,9 +15,10 @@ from typing import Literal
 
 from hft2ane import checksums, keys, package, records, source, state
 from hft2ane.attempts import State, Untrue
+from hft2ane.blobs import digest
 from hft2ane.checksums import SUMS
 from hft2ane.errors import Hft2aneError, OverLimit, SourceError, ToolchainMismatch, Unavailable, WorkerLost
-from hft2ane.hub import VERSION, Hub, digest
+from hft2ane.hub import VERSION, Hub
 from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
 from hft2ane.records.recipe import UNGATED

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hft2ane import checksums, disk, layout
+from hft2ane.blobs import digest
 from hft2ane.checksums import SUMS
 from hft2ane.errors import PublishError
-from hft2ane.hub import digest
 from hft2ane.pin import pin, pinned
 from hft2ane.records.release import Conversion
 from hft2ane.signature import SIGNATURE, sign

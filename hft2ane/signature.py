@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hft2ane import checksums
+from hft2ane.blobs import digest
 from hft2ane.checksums import SUMS
 from hft2ane.errors import BadInput, HubUnavailable, ModelNotFound, SignatureError
-from hft2ane.hub import Hub, digest
+from hft2ane.hub import Hub
 
 SIGNATURE = f"{SUMS}.sig"
 KEYLESS = "keyless"

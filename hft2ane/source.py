@@ -18,13 +18,14 @@ from typing import Any
 import yaml
 
 from hft2ane import disk, layout, records
+from hft2ane.blobs import digest, inside, same
 from hft2ane.errors import BadInput, CorruptFile, ModelNotFound, UnsafeFormat
-from hft2ane.hub import Hub, card_fields, digest, inside, same
+from hft2ane.hub import Hub
 from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
 from hft2ane.records.package import Audit, Exported
 from hft2ane.records.release import Conversion
-from hft2ane.records.source import CardFields, RemoteFile, Source
+from hft2ane.records.source import CardFields, RemoteFile, Source, card_fields
 
 HEADER_LIMIT = 100_000_000  # bytes; the same as in the safetensors library
 ROOM_TO_EXPORT = 3  # times the source: fp32 weights in memory-mapped files, the package, its canonical copy

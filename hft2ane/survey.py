@@ -10,13 +10,14 @@ from pathlib import Path
 from hft2ane import attempts, disk, keys, measurements, records, state, waves
 from hft2ane.attempts import State
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
-from hft2ane.hub import Hub, Listed
+from hft2ane.hub import Hub
 from hft2ane.manifest import read_manifests
 from hft2ane.plan import Now, Released, Settled, World, plan, subject, wave
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome
 from hft2ane.records.recipe import Wanted
 from hft2ane.records.release import Conversion
+from hft2ane.records.repo import Listed
 from hft2ane.records.source import Upstream
 from hft2ane.waves import Wave, belongs
 

@@ -25,8 +25,9 @@ from hft2ane import doctor, provenance, room
 from hft2ane.cli import main
 from hft2ane.doctor import Check
 from hft2ane.errors import WorkerMismatch
-from hft2ane.hub import Account, Hub, _account
+from hft2ane.hub import Hub, _account
 from hft2ane.localhub import LocalHub
+from hft2ane.records.repo import Account
 
 PASSWORD = "admin:correct-horse"
 LOCK = provenance.lock()

@@ -25,6 +25,7 @@ from huggingface_hub import close_session, constants, get_session
 from huggingface_hub.utils import _http
 from huggingface_hub.utils._xet import abort_xet_session
 
+from hft2ane import connection
 from hft2ane import hub as module
 from hft2ane.errors import Hft2aneError, PublishError
 from hft2ane.hub import Hub
@@ -130,7 +131,8 @@ def matrix(request: pytest.FixtureRequest) -> Matrix:
 @pytest.fixture(autouse=True)
 def no_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Between tries, in our code and in the client's."""
-    monkeypatch.setattr(module, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
+    for talks in (module, connection):
+        monkeypatch.setattr(talks, "time", SimpleNamespace(sleep=lambda _: None, monotonic=time.monotonic))
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda _: None))
     monkeypatch.setenv("HF_XET_CLIENT_RETRY_BASE_DELAY", "10ms")
     abort_xet_session()  # the next one reads the environment again
@@ -183,7 +185,8 @@ def each(steps: list[str]) -> Iterator[tuple[str, int, str]]:
 @contextmanager
 def short_time_outs() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("LOOK_SECONDS", "SILENCE_SECONDS", "XET_SECONDS"):
+        patch.setattr(connection, "LOOK_SECONDS", SHORT)
+        for name in ("SILENCE_SECONDS", "XET_SECONDS"):
             patch.setattr(module, name, SHORT)
         patch.setattr(get_session(), "timeout", httpx2.Timeout(SHORT))
         yield

@@ -17,8 +17,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hft2ane import cli, layout, package, records, source
+from hft2ane.blobs import digest
 from hft2ane.errors import CorruptFile, Hft2aneError, PackageError, UnsafeFormat
-from hft2ane.hub import Hub, digest
+from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.mil import open_package
 from hft2ane.records.job import Job

@@ -14,14 +14,16 @@ import httpx2
 import pytest
 from huggingface_hub import get_session
 
+from hft2ane import connection, records
 from hft2ane import hub as module
-from hft2ane import records
+from hft2ane.blobs import digest, inside
 from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
-from hft2ane.hub import Hub, Redo, Vanished, card_fields, digest, inside
+from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub, transfer
 from hft2ane.records.recipe import Recipe
 from hft2ane.records.release import Conversion
-from hft2ane.records.source import CardFields, RemoteFile, Source, Upstream
+from hft2ane.records.repo import Redo, Vanished
+from hft2ane.records.source import CardFields, RemoteFile, Source, Upstream, card_fields
 
 MODEL = "org/model"
 WEIGHTS = bytes(range(256)) * 20_000  # 5 MB: cut in the middle, more than one piece has arrived
@@ -235,14 +237,14 @@ def test_a_hub_that_is_down(local: LocalHub, tmp_path: Path, slept: list[float])
 
 
 def test_a_hub_that_hangs(hub: Hub, local: LocalHub, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(connection, "LOOK_SECONDS", 0.1)
     local.fail("revision", times=4, delay=0.5)
     with pytest.raises(HubUnavailable, match="did not answer in time"):
         hub.look(MODEL)
 
 
 def test_the_clients_own_calls_have_time_outs(hub: Hub) -> None:
-    assert get_session().timeout == httpx2.Timeout(module.WRITE_SECONDS, connect=module.LOOK_SECONDS)
+    assert get_session().timeout == httpx2.Timeout(connection.WRITE_SECONDS, connect=connection.LOOK_SECONDS)
 
 
 @pytest.mark.parametrize("endpoint", ["huggingface.co", "ftp://x", "https://", "file:///etc"])

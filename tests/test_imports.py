@@ -16,7 +16,9 @@ LAYERS = (
     (
         "ane",
         "attempts",
+        "blobs",
         "compress",
+        "connection",
         "coreml",
         "gate",
         "hub",
@@ -68,7 +70,7 @@ ONLY_IN = {
     "prefect": ("flows",),
     "coremltools": ("coreml",),
     "transformers": ("reference",),
-    "huggingface_hub": ("card", "hub", "reference", "runtime"),
+    "huggingface_hub": ("card", "connection", "hub", "reference", "runtime"),
     "hf_xet": ("localhub",),
     "matplotlib": ("card",),
     "model_signing": ("signature",),

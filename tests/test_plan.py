@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from hft2ane import keys, layout
 from hft2ane.attempts import State, Untrue, failed
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, ModelNotFound
-from hft2ane.hub import Redo, Vanished
 from hft2ane.plan import World, estimate, plan, subject, urgency
 from hft2ane.records import dump, parse
 from hft2ane.records.job import Job
 from hft2ane.records.package import Package
 from hft2ane.records.recipe import Gates, Recipe, Wanted
 from hft2ane.records.release import Conversion
+from hft2ane.records.repo import Redo, Vanished
 from hft2ane.records.source import CardFields, RemoteFile, Source, Upstream
 
 VERSIONS = {"coremltools": "9.0", "numpy": "2.4.6", "torch": "2.13.0", "transformers": "5.23.0"}

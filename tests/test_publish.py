@@ -24,7 +24,7 @@ from hft2ane.errors import (
     NoSpace,
     PublishError,
 )
-from hft2ane.hub import Hub, Redo
+from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish, rollback
 from hft2ane.records.fidelity import Fidelity
@@ -32,6 +32,7 @@ from hft2ane.records.job import Job
 from hft2ane.records.package import Function, Package, Part
 from hft2ane.records.recipe import Gates, Recipe
 from hft2ane.records.release import Conversion, Published, Report
+from hft2ane.records.repo import Redo
 from hft2ane.records.source import CardFields, RemoteFile, Source
 
 # The client's own, in its LFS upload.

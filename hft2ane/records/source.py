@@ -29,6 +29,21 @@ class CardFields:
     pipeline_tag: str | None = None
 
 
+def card_fields(front_matter: object) -> CardFields:
+    """What we take over of a card's front matter; a value of another type than it should have counts as not given."""
+    card = front_matter if isinstance(front_matter, dict) else {}
+    text = {key: value for key, value in card.items() if isinstance(value, str) and value.strip()}
+    language = card.get("language")
+    languages = language if isinstance(language, list) else [language]
+    return CardFields(
+        license=text.get("license"),
+        license_name=text.get("license_name"),
+        license_link=text.get("license_link"),
+        language=tuple(name for name in languages if isinstance(name, str) and name.strip()),
+        pipeline_tag=text.get("pipeline_tag"),
+    )
+
+
 @dataclass(frozen=True)
 class Upstream:
     """A model repo as the Hub shows it at one commit. `id` is its present name: a renamed repo answers by that."""

@@ -7,8 +7,9 @@ from pathlib import Path
 from hft2ane import records
 from hft2ane.card.folder import whole
 from hft2ane.errors import BadInput
-from hft2ane.hub import Hub, Repo
+from hft2ane.hub import Hub
 from hft2ane.records.recipe import Wanted
+from hft2ane.records.repo import Repo
 from hft2ane.site.collect import THREADS, Collected, Release, collect
 from hft2ane.site.pages import pages, picture
 

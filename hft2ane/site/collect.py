@@ -15,13 +15,14 @@ from hft2ane import records, state
 from hft2ane.card.tables import least_psnr
 from hft2ane.card.words import LOSSY
 from hft2ane.errors import BadInput, ModelNotFound
-from hft2ane.hub import VERSION, Hub, Repo
+from hft2ane.hub import VERSION, Hub
 from hft2ane.records import SCHEMA, STRICT
 from hft2ane.records.mac import ENGINE
 from hft2ane.records.night import Outcome, Run
 from hft2ane.records.package import Package
 from hft2ane.records.recipe import Task, Variant, Wanted
 from hft2ane.records.release import Conversion, Report
+from hft2ane.records.repo import Repo
 from hft2ane.survey import MARK
 
 THREADS = 8
