@@ -14,7 +14,8 @@ from pathlib import Path
 from hft2ane import records, waves
 from hft2ane.hub import Hub
 from hft2ane.records.night import Run
-from hft2ane.terminal import Bars, screen
+from hft2ane.terminal.bars import Bars
+from hft2ane.terminal.console import screen
 
 SETTINGS = {
     "PREFECT_PROFILE": "ephemeral",

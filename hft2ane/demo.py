@@ -142,7 +142,8 @@ def demo(out: Path) -> int:
     """All into the folder `out`, made anew: hub/ is the Hub, work/ the job folders, published/ what people get."""
     from flows.local import night
     from hft2ane.localhub import LocalHub
-    from hft2ane.terminal import screen, show_run
+    from hft2ane.terminal.console import screen
+    from hft2ane.terminal.night import show_run
 
     manifest = CHECKOUT / MANIFEST
     if not manifest.is_file():

@@ -109,7 +109,7 @@ def test_the_report_of_a_mac(job: Path, mac: Settings, capsys: pytest.CaptureFix
     assert list(measurements.faults(found)) == []
     assert json.loads((job / "measurements" / "apple-m9-24F74.json").read_text())["mac"]["build"] == "24F74"
     assert main(["measurements", "--from", str(job.parent / "none")]) == 0
-    from hft2ane.terminal import show_report
+    from hft2ane.terminal.report import show_report
 
     capsys.readouterr()
     show_report(report)

@@ -15,7 +15,7 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome, Run
-from hft2ane.terminal import show_plan, show_run
+from hft2ane.terminal.night import show_plan, show_run
 
 STARTED = datetime(2026, 11, 28, 3, tzinfo=UTC)
 NEW = Outcome("me/new", "ane/new", "create", "nothing is published yet", "failed", error="12 dB | gate",
@@ -135,7 +135,7 @@ def test_a_run_in_a_terminal_has_its_figures_whole_at_any_width(
     long = replace(GOOD, id=f"me/{'g' * 36}", task="sentence-embedding", status="published", tag="v1")
     skip = Outcome("me/rest", "ane/rest", "skip", "nothing has changed", "skip")
     for width in (80, 132):
-        monkeypatch.setattr("hft2ane.terminal.Screen.__call__", lambda _, width=width: Console(width=width))
+        monkeypatch.setattr("hft2ane.terminal.console.Screen.__call__", lambda _, width=width: Console(width=width))
         show_run(Run(STARTED, (long, skip), (), 90.0), "a night")
         shown = capsys.readouterr().out
         for word in ("130.2", "70.0", "2.5", "published", "sentence-embedding", "→ ane/good@v1", "nothing has changed"):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from hft2ane.families import catalogue
-from hft2ane.terminal import markdown_families
+from hft2ane.terminal.families import markdown_families
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

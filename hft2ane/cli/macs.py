@@ -37,7 +37,8 @@ def measure(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import coreml
     from hft2ane.measure import look
-    from hft2ane.terminal import bar, show_measurement
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.report import show_measurement
 
     timeout = options.timeout or coreml.TIMEOUT
     host, chosen = look(options.units, timeout)
@@ -97,7 +98,7 @@ def contribution(m: Measurement) -> list[str]:
 def show(options: argparse.Namespace) -> int:
     found = measurements.read_all(options.folder)
     if options.merge:
-        from hft2ane.terminal import show_report
+        from hft2ane.terminal.report import show_report
 
         show_report(measurements.merge_into(options.merge, found))
         return 0

@@ -40,7 +40,8 @@ def add(commands: Commands) -> None:
 
 
 def convert(options: argparse.Namespace) -> int:
-    from hft2ane.terminal import bar, show_release
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.report import show_release
 
     quieten()
     with bar(options.source) as progress:
@@ -84,7 +85,7 @@ def check_out(out: Path) -> None:
 
 def families(options: argparse.Namespace) -> int:
     from hft2ane.families import catalogue
-    from hft2ane.terminal import markdown_families, show_families
+    from hft2ane.terminal.families import markdown_families, show_families
 
     if options.markdown:
         print(markdown_families(catalogue()))

@@ -80,7 +80,7 @@ def plan(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps([asdict(job) for job in jobs], indent=2))
     else:
-        from hft2ane.terminal import show_plan
+        from hft2ane.terminal.night import show_plan
 
         show_plan(jobs)
     return 0
@@ -112,7 +112,7 @@ def show_preview(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     from flows.local import night
     from hft2ane.survey import wanted
-    from hft2ane.terminal import show_run
+    from hft2ane.terminal.night import show_run
 
     wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
     outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
@@ -128,7 +128,7 @@ def nights(options: argparse.Namespace) -> int:
     from hft2ane import state
     from hft2ane.hub import Hub
     from hft2ane.survey import owners, wanted
-    from hft2ane.terminal import show_nights
+    from hft2ane.terminal.night import show_nights
 
     hub, dead = Hub(), []
     for owner in owners(wanted(paths(options), options.organization, None)):
@@ -156,7 +156,8 @@ def audit(options: argparse.Namespace) -> int:
     from hft2ane import recheck
     from hft2ane.hub import Hub
     from hft2ane.survey import wanted
-    from hft2ane.terminal import bar, show_audit
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.night import show_audit
 
     models = wanted(paths(options), options.organization, options.only)
     if not options.digests and not find_spec("coremltools"):

@@ -77,7 +77,7 @@ def add_mode(sub: argparse.ArgumentParser) -> None:
 def inspect(options: argparse.Namespace) -> int:
     from hft2ane.mil.inspect import inspect as look
     from hft2ane.package import digest
-    from hft2ane.terminal import show_package
+    from hft2ane.terminal.package import show_package
 
     summary, identity = look(options.package), digest(options.package)
     if options.json:
@@ -90,7 +90,7 @@ def inspect(options: argparse.Namespace) -> int:
 def lint(options: argparse.Namespace) -> int:
     from hft2ane.mil.lint import lint as ask
     from hft2ane.mil.lint import sarif
-    from hft2ane.terminal import show_lint
+    from hft2ane.terminal.lint import show_lint
 
     found = ask(options.package)
     if options.json:
@@ -106,7 +106,7 @@ def lint(options: argparse.Namespace) -> int:
 def evaluate(options: argparse.Namespace) -> int:
     from hft2ane.mil import open_package
     from hft2ane.mil.compare import read_inputs, write_arrays
-    from hft2ane.terminal import show_arrays, show_times
+    from hft2ane.terminal.package import show_arrays, show_times
 
     program = open_package(options.package)
     inputs = read_inputs(options.inputs, program, options.function)
@@ -129,7 +129,7 @@ def evaluate(options: argparse.Namespace) -> int:
 def compare(options: argparse.Namespace) -> int:
     from hft2ane.mil import Program, open_package
     from hft2ane.mil import compare as beside
-    from hft2ane.terminal import show_compared, show_layers
+    from hft2ane.terminal.package import show_compared, show_layers
 
     only_outputs = options.reference.suffix == ".npz"
     if only_outputs and (options.where or not options.inputs):

@@ -38,7 +38,8 @@ def rebuild(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane.hub import Hub
     from hft2ane.rebuild import rebuild as again
-    from hft2ane.terminal import bar, show_rebuilt
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.report import show_rebuilt
 
     check_out(options.out)
     repo, _, revision = options.release.partition("@")
@@ -68,7 +69,7 @@ def verify_signature(options: argparse.Namespace) -> int:
 def rollback(options: argparse.Namespace) -> int:
     from hft2ane import publish as step
     from hft2ane.hub import Hub
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.repo) as progress:
         done = step.rollback(options.repo, options.version, Hub(), progress)
@@ -82,7 +83,7 @@ def rollback(options: argparse.Namespace) -> int:
 def retire(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
     from hft2ane.maintain import retire as take_down
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.repo) as progress:
         done = take_down(options.repo, options.reason, Hub(), progress)

@@ -35,7 +35,7 @@ def add(commands: Commands) -> None:
 def fetch(options: argparse.Namespace) -> int:
     from hft2ane import source
     from hft2ane.hub import Hub
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.folder.name) as progress:
         source.fetch(options.folder, Hub(), progress)
@@ -45,7 +45,8 @@ def fetch(options: argparse.Namespace) -> int:
 def ranges(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import condition
-    from hft2ane.terminal import bar, show_ranges
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.report import show_ranges
 
     with bar(options.folder.name) as progress:
         progress("audit the ranges", 0.1)
@@ -58,7 +59,7 @@ def ranges(options: argparse.Namespace) -> int:
 def export(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import export as step
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.folder.name) as progress:
         step.export(options.folder, progress)
@@ -68,7 +69,8 @@ def export(options: argparse.Namespace) -> int:
 def verify(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import verify as step
-    from hft2ane.terminal import bar, show_report
+    from hft2ane.terminal.bars import bar
+    from hft2ane.terminal.report import show_report
 
     with bar(options.folder.name) as progress:
         report = step.verify(options.folder, lambda what, share: progress(what, 0.7 * share))
@@ -79,7 +81,7 @@ def verify(options: argparse.Namespace) -> int:
 
 def card(options: argparse.Namespace) -> int:
     from hft2ane import card as step
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.folder.name) as progress:
         release = step.make(options.folder, progress)
@@ -90,7 +92,7 @@ def card(options: argparse.Namespace) -> int:
 def publish(options: argparse.Namespace) -> int:
     from hft2ane import publish as step
     from hft2ane.hub import Hub
-    from hft2ane.terminal import bar
+    from hft2ane.terminal.bars import bar
 
     with bar(options.folder.name) as progress:
         published = step.publish(options.folder, Hub(), progress)
@@ -106,7 +108,7 @@ def build(options: argparse.Namespace) -> int:
         threading.Thread(target=end_with_stdin, daemon=True).start()
         steps(options.folder, tell_json, tell_stage)
     else:
-        from hft2ane.terminal import bar
+        from hft2ane.terminal.bars import bar
 
         with bar(options.folder.name) as progress:
             steps(options.folder, progress)

@@ -30,7 +30,7 @@ def add(commands: Commands) -> None:
 def attempt(options: argparse.Namespace) -> int:
     quieten()
     from hft2ane import load
-    from hft2ane.terminal import show_answers
+    from hft2ane.terminal.answers import show_answers
 
     model = load(options.model, variant=options.variant)
     with warnings.catch_warnings(record=True) as caught:

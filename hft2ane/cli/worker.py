@@ -33,7 +33,7 @@ def add(commands: Commands) -> None:
 def examine(options: argparse.Namespace) -> int:
     from hft2ane.hub import Hub
     from hft2ane.survey import owners, wanted
-    from hft2ane.terminal import show_checks
+    from hft2ane.terminal.night import show_checks
 
     work = room.work_folder(options.work)
     models = wanted(paths(options), options.organization, None)
