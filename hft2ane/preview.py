@@ -23,7 +23,7 @@ from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, TAGS, TASKS
 from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, LicenseError, ManifestError
 from hft2ane.forecast import RATE, Forecast, Port, forecast, minutes
 from hft2ane.hub import Hub
-from hft2ane.manifest import read_manifests
+from hft2ane.manifest.read import read_manifests
 from hft2ane.plan import changes
 from hft2ane.records.job import Job
 from hft2ane.records.package import SEVERAL_OS, SINGLE_OS

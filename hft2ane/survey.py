@@ -11,7 +11,7 @@ from hft2ane import attempts, disk, keys, measurements, records, state, waves
 from hft2ane.attempts import State
 from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
 from hft2ane.hub import Hub
-from hft2ane.manifest import read_manifests
+from hft2ane.manifest.read import read_manifests
 from hft2ane.plan import Now, Released, Settled, World, plan, subject, wave
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome

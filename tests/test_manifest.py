@@ -11,10 +11,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hft2ane import manifest
 from hft2ane.errors import BadInput, ManifestError
 from hft2ane.licenses import REDISTRIBUTABLE
-from hft2ane.manifest import read_manifests
+from hft2ane.manifest import schema
+from hft2ane.manifest.read import read_manifests
 from hft2ane.records.recipe import Gates, Recipe, Task, Wanted
 
 ROOT = Path(__file__).parent.parent
@@ -353,17 +353,17 @@ def test_nothing_is_run_by_tags(tmp_path: Path) -> None:
 
 
 def test_a_list_of_every_task_and_key_is_known() -> None:
-    text = json.dumps(manifest.schema())
+    text = json.dumps(schema.schema())
     assert all(f'"{task}"' in text for task in get_args(Task))
-    keys = {key for known in manifest.KEYS.values() for key in known}
-    assert keys | {"entry"} == set(manifest.ABOUT)
+    keys = {key for known in schema.KEYS.values() for key in known}
+    assert keys | {"entry"} == set(schema.ABOUT)
 
 
 def test_the_committed_schema_is_current() -> None:
-    """If not: python -m hft2ane.manifest > hft2ane/manifest.schema.json"""
+    """If not: python -m hft2ane.manifest.schema > hft2ane/manifest.schema.json"""
     committed = (ROOT / "hft2ane" / "manifest.schema.json").read_text()
-    assert json.loads(committed) == manifest.schema()
-    assert committed == json.dumps(manifest.schema(), indent=2) + "\n"
+    assert json.loads(committed) == schema.schema()
+    assert committed == json.dumps(schema.schema(), indent=2) + "\n"
 
 
 # What only the reader sees: other entries, defaults applied, rules that are no pattern, how a value is written.
@@ -377,8 +377,8 @@ BEYOND_SCHEMA = (
 def test_editors_see_what_the_reader_sees(tmp_path: Path) -> None:
     """The JSON Schema takes all of ours, and refuses every entry above whose mistake a schema can express."""
     jsonschema: Any = importlib.import_module("jsonschema")
-    check = jsonschema.Draft202012Validator(manifest.schema())
-    check.check_schema(manifest.schema())
+    check = jsonschema.Draft202012Validator(schema.schema())
+    check.check_schema(schema.schema())
     assert all(check.is_valid(yaml.safe_load(path.read_text())) for path in (ROOT / "manifests").rglob("*.yaml"))
     refused = 0
     for entries, _, words in ENTRIES:
@@ -440,7 +440,7 @@ def test_anything_is_read_or_refused(scratch: Path, data: bytes) -> None:
 VALUES = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5), IDS, st.dates()),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(manifest.ABOUT)), inner, max_size=4)
+        st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(sorted(schema.ABOUT)), inner, max_size=4)
     ),
     max_leaves=15,
 )

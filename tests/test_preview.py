@@ -19,7 +19,7 @@ from hft2ane.errors import ManifestError
 from hft2ane.families import FAMILIES, family
 from hft2ane.forecast import CLASSES, contract, forecast, minutes, size, task_of
 from hft2ane.localhub import LocalHub
-from hft2ane.manifest import read_manifests
+from hft2ane.manifest.read import read_manifests
 from hft2ane.records import read
 from hft2ane.records.job import Job
 from hft2ane.records.package import Exported

@@ -1,0 +1,1 @@
+"""Manifests: what people want, as YAML."""
