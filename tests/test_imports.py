@@ -121,7 +121,7 @@ def test_a_heavy_library_has_its_places(library: str) -> None:
 
 
 LIGHT = (
-    "manifest",
+    "manifest.read",
     "plan",
     "survey",
     "hub",

@@ -353,7 +353,7 @@ def test_nothing_is_run_by_tags(tmp_path: Path) -> None:
 
 
 def test_a_list_of_every_task_and_key_is_known() -> None:
-    text = json.dumps(schema.schema())
+    text = json.dumps(schema.json_schema())
     assert all(f'"{task}"' in text for task in get_args(Task))
     keys = {key for known in schema.KEYS.values() for key in known}
     assert keys | {"entry"} == set(schema.ABOUT)
@@ -362,8 +362,8 @@ def test_a_list_of_every_task_and_key_is_known() -> None:
 def test_the_committed_schema_is_current() -> None:
     """If not: python -m hft2ane.manifest.schema > hft2ane/manifest.schema.json"""
     committed = (ROOT / "hft2ane" / "manifest.schema.json").read_text()
-    assert json.loads(committed) == schema.schema()
-    assert committed == json.dumps(schema.schema(), indent=2) + "\n"
+    assert json.loads(committed) == schema.json_schema()
+    assert committed == json.dumps(schema.json_schema(), indent=2) + "\n"
 
 
 # What only the reader sees: other entries, defaults applied, rules that are no pattern, how a value is written.
@@ -377,8 +377,8 @@ BEYOND_SCHEMA = (
 def test_editors_see_what_the_reader_sees(tmp_path: Path) -> None:
     """The JSON Schema takes all of ours, and refuses every entry above whose mistake a schema can express."""
     jsonschema: Any = importlib.import_module("jsonschema")
-    check = jsonschema.Draft202012Validator(schema.schema())
-    check.check_schema(schema.schema())
+    check = jsonschema.Draft202012Validator(schema.json_schema())
+    check.check_schema(schema.json_schema())
     assert all(check.is_valid(yaml.safe_load(path.read_text())) for path in (ROOT / "manifests").rglob("*.yaml"))
     refused = 0
     for entries, _, words in ENTRIES:

@@ -16,7 +16,7 @@ Place = tuple[str | int, ...]  # ("models", 3, "lengths", 0)
 
 
 @dataclass
-class _File:
+class File:
     """A manifest as far as it could be read. `lines` has the line of every key and list item, `texts` each scalar as
     it is written with what YAML takes it for."""
 
@@ -38,7 +38,7 @@ class _File:
         self.problems.add((min(line, self.end), text))
 
 
-def _text(path: Path, file: _File) -> str | None:
+def text_of(path: Path, file: File) -> str | None:
     if path.is_dir():
         file.refuse(1, "a folder without *.yaml: give a manifest file, or a folder of them")
         return None
@@ -63,7 +63,7 @@ def _text(path: Path, file: _File) -> str | None:
 class _Composer(yaml.SafeLoader):
     """PyYAML's node tree without what makes YAML dangerous: aliases, tags and unlimited depth."""
 
-    def __init__(self, text: str, file: _File) -> None:
+    def __init__(self, text: str, file: File) -> None:
         self.file = file
         self.depth = 0
         super().__init__(text)
@@ -93,7 +93,7 @@ class _Composer(yaml.SafeLoader):
         return node
 
 
-def _load(text: str, file: _File) -> dict[str, Any] | None:
+def load(text: str, file: File) -> dict[str, Any] | None:
     """The file's plain values, lines and texts noted; None when there is nothing to go on with."""
     try:
         composer = _Composer(text, file)
@@ -133,7 +133,7 @@ class _Other:
     text: str
 
 
-def _value(node: yaml.Node, place: Place, file: _File) -> object:
+def _value(node: yaml.Node, place: Place, file: File) -> object:
     if isinstance(node, yaml.SequenceNode):
         return [_noted(item, item, (*place, index), file) for index, item in enumerate(node.value)]
     if isinstance(node, yaml.MappingNode):
@@ -143,7 +143,7 @@ def _value(node: yaml.Node, place: Place, file: _File) -> object:
     return _scalar(kind, node.value)
 
 
-def _mapping(node: yaml.MappingNode, place: Place, file: _File) -> dict[str, object]:
+def _mapping(node: yaml.MappingNode, place: Place, file: File) -> dict[str, object]:
     values: dict[str, object] = {}
     for key, value in node.value:
         line = key.start_mark.line + 1
@@ -158,7 +158,7 @@ def _mapping(node: yaml.MappingNode, place: Place, file: _File) -> dict[str, obj
     return values
 
 
-def _noted(mark: yaml.Node, node: yaml.Node, place: Place, file: _File) -> object:
+def _noted(mark: yaml.Node, node: yaml.Node, place: Place, file: File) -> object:
     file.lines[place] = mark.start_mark.line + 1
     return _value(node, place, file)
 

@@ -10,7 +10,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 
 from hft2ane.errors import BadInput, ManifestError
-from hft2ane.manifest.document import Place, _File, _load, _text
+from hft2ane.manifest.document import File, Place, load, text_of
 from hft2ane.manifest.schema import (
     ABOUT,
     MANIFEST,
@@ -21,9 +21,9 @@ from hft2ane.manifest.schema import (
     PublishDefaults,
     PublishKeys,
     Shared,
-    _is_hub_id,
+    is_hub_id,
 )
-from hft2ane.manifest.words import _words
+from hft2ane.manifest.words import worded
 from hft2ane.records.recipe import Gates, Recipe, Wanted
 
 
@@ -32,7 +32,7 @@ def read_manifests(paths: Sequence[Path], organization: str | None = None) -> li
 
     `organization` takes the place of every organisation in them, for rehearsals. ManifestError: all problems of all
     files; BadInput: `organization` cannot be one."""
-    if organization is not None and not _is_hub_id(f"{organization}/x"):
+    if organization is not None and not is_hub_id(f"{organization}/x"):
         raise BadInput(f"{organization!r} cannot be an organisation: it takes {ABOUT['organization']}")
     files = [_read(path) for path in _files(paths)]
     found = [(file, line, wanted) for file in files for line, wanted in _wanted(file, organization)]
@@ -48,13 +48,13 @@ def _files(paths: Sequence[Path]) -> list[Path]:
     return list({file.resolve(): file for file in files}.values())
 
 
-def _read(path: Path) -> _File:
-    file = _File(path.as_posix())
-    if (text := _text(path, file)) is None or (raw := _load(text, file)) is None:
+def _read(path: Path) -> File:
+    file = File(path.as_posix())
+    if (text := text_of(path, file)) is None or (raw := load(text, file)) is None:
         return file
     errors = _errors(raw)
     for error in errors:
-        file.refuse(file.line(error["loc"]), _words(error, file))
+        file.refuse(file.line(error["loc"]), worded(error, file))
     # What is left without the faulty keys is still compared with the other entries, so that all problems show at once.
     file.entries = _prune(raw, [error["loc"] for error in errors])
     file.content = MANIFEST.validate_python(raw)
@@ -88,7 +88,7 @@ def _prune(raw: dict[str, Any], places: Sequence[Place]) -> list[int]:
     return kept
 
 
-def _wanted(file: _File, organization: str | None) -> Iterator[tuple[int, Wanted]]:
+def _wanted(file: File, organization: str | None) -> Iterator[tuple[int, Wanted]]:
     """The file's entries with its defaults applied, as far as they can be read, each with its line."""
     defaults = file.content.get("defaults", Defaults())
     for index, entry in zip(file.entries, file.content["models"], strict=True):
@@ -119,7 +119,7 @@ def _wanted(file: _File, organization: str | None) -> Iterator[tuple[int, Wanted
         )
 
 
-def _repo(entry: Entry, place: Place, file: _File, organization: str | None) -> str:
+def _repo(entry: Entry, place: Place, file: File, organization: str | None) -> str:
     """`<organization>/<name>`; with `?` for an organisation that nobody names, or for all of it if its keys are at
     fault, which is told in both cases."""
     defaults = file.content.get("defaults", Defaults())
@@ -134,13 +134,13 @@ def _repo(entry: Entry, place: Place, file: _File, organization: str | None) -> 
         file.refuse(line, "no organisation to publish to: add `publish: {organization: …}` to `defaults:`")
         return f"?/{name}"
     repo = f"{owner}/{name}"
-    if not _is_hub_id(repo):
+    if not is_hub_id(repo):
         line = file.line(place)
         file.refuse(line, f"would be published as {repo}, which cannot be a Hub id: set `publish: {{name: …}}`")
     return repo
 
 
-def _check_reason(entry: Entry, place: Place, file: _File) -> None:
+def _check_reason(entry: Entry, place: Place, file: File) -> None:
     written = (*place, "reason") in file.lines
     if entry.get("status") == "paused" and not written:
         file.refuse(file.line((*place, "status")), "status: paused needs a `reason:`, which the plan shows")
@@ -150,7 +150,7 @@ def _check_reason(entry: Entry, place: Place, file: _File) -> None:
         )
 
 
-def _refuse_clashes(found: Sequence[tuple[_File, int, Wanted]]) -> None:
+def _refuse_clashes(found: Sequence[tuple[File, int, Wanted]]) -> None:
     """Ids and published repos are unique, whatever the case of their letters: the Hub ignores it."""
     ids: dict[str, Wanted] = {}
     repos: dict[str, Wanted] = {}

@@ -196,12 +196,12 @@ KEYS: dict[str, list[str]] = {
 }
 
 
-def schema() -> dict[str, Any]:
+def json_schema() -> dict[str, Any]:
     """JSON Schema of a manifest file, for editors; manifest.schema.json is this."""
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **MANIFEST.json_schema()}
 
 
-def _is_hub_id(text: str) -> bool:
+def is_hub_id(text: str) -> bool:
     try:
         HUB_ID.validate_python(text)
     except ValidationError:
@@ -210,5 +210,5 @@ def _is_hub_id(text: str) -> bool:
 
 
 if __name__ == "__main__":
-    json.dump(schema(), sys.stdout, indent=2)
+    json.dump(json_schema(), sys.stdout, indent=2)
     sys.stdout.write("\n")

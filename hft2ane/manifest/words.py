@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 from pydantic_core import ErrorDetails
 
-from hft2ane.manifest.document import Place, _File
+from hft2ane.manifest.document import File, Place
 from hft2ane.manifest.schema import ABOUT, KEYS
 
 KINDS = {"null": "nothing", "bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a date"}
 
 
-def _words(error: ErrorDetails, file: _File) -> str:
+def worded(error: ErrorDetails, file: File) -> str:
     """The problem for people: the key, what is wrong with its value, and what it takes."""
     place = error["loc"]
     match place:
@@ -39,7 +39,7 @@ def _words(error: ErrorDetails, file: _File) -> str:
             return f"{spot}: {_shown(place, error, file)} will not do; it takes {ABOUT[key]}"
 
 
-def _shown(place: Place, error: ErrorDetails, file: _File) -> str:
+def _shown(place: Place, error: ErrorDetails, file: File) -> str:
     """The faulty value, short: a scalar as it is written."""
     if place in file.texts:
         kind, text = file.texts[place]
