@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hft2ane import provenance
-from hft2ane.doctor import FILES
+from hft2ane.doctor.machine import FILES
 from hft2ane.errors import BadInput
 
 WORKER = "deploy/worker.sh"

@@ -23,7 +23,8 @@ import pytest
 from flows.convert_model import check_lock
 from hft2ane import doctor, provenance, room
 from hft2ane.cli import main
-from hft2ane.doctor import Check
+from hft2ane.doctor import huggingface, mac, machine, prefect
+from hft2ane.doctor.check import Check
 from hft2ane.errors import WorkerMismatch
 from hft2ane.hub import Hub, _account
 from hft2ane.localhub import LocalHub
@@ -59,10 +60,10 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
                 break
             except httpx2.TransportError:
                 time.sleep(0.2)
-        for name in ("control", doctor.MAC):
+        for name in ("control", machine.MAC):
             send(url, "POST", "/work_pools/", {"name": name, "type": "process"})
         flow = send(url, "POST", "/flows/", {"name": "convert-model"})["id"]
-        deployment = {"name": "mac", "flow_id": flow, "work_pool_name": doctor.MAC, "parameters": {"lock": LOCK}}
+        deployment = {"name": "mac", "flow_id": flow, "work_pool_name": machine.MAC, "parameters": {"lock": LOCK}}
         send(url, "POST", "/deployments/", deployment | {"job_variables": {"env": {FREQUENCY: "30"}}})
         for event in ("heartbeat", "Pending"):
             send(url, "POST", "/automations/", automation(event))
@@ -77,7 +78,7 @@ FREQUENCY = "PREFECT_FLOWS_HEARTBEAT_FREQUENCY"
 
 def send(url: str, method: str, path: str, body: Any = None) -> Any:
     with httpx2.Client(timeout=30) as client:
-        headers = doctor.Server(client, url, PASSWORD).headers
+        headers = prefect.Server(client, url, PASSWORD).headers
         answer = client.request(method, url + path, json=body, headers=headers)
     assert answer.status_code < 400, answer.text
     return answer.json() if answer.content else None
@@ -99,7 +100,7 @@ def automation(event: str) -> dict[str, Any]:
 
 
 @pytest.fixture
-def machine(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
+def healthy(hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     """A manifest, a Hub and a token, with nothing to complain of."""
     (tmp_path / "repo").mkdir()
     (tmp_path / "repo/README.md").write_text("# Something\n")
@@ -125,8 +126,8 @@ def of(checks: list[Check], name: str) -> Check:
     return found
 
 
-def server(name: str, pool: str = doctor.MAC) -> Check:
-    return of(doctor.server(pool), name)
+def server(name: str, pool: str = machine.MAC) -> Check:
+    return of(prefect.checks(pool), name)
 
 
 # ---- all of it
@@ -134,12 +135,12 @@ def server(name: str, pool: str = doctor.MAC) -> Check:
 
 @pytest.mark.slow
 def test_a_machine_that_is_fit(
-    machine: LocalHub, worker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    healthy: LocalHub, worker: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arguments = ["worker", "doctor", "--manifests", str(tmp_path / "m.yaml"), "--work", str(tmp_path / "work")]
     monkeypatch.setattr(provenance, "made", lambda: SimpleNamespace(commit="0" * 40, changed=False))
-    monkeypatch.setattr(doctor, "DISK", (1, 2))
-    monkeypatch.setattr(doctor, "MEMORY", (1, 2))
+    monkeypatch.setattr(machine, "DISK", (1, 2))
+    monkeypatch.setattr(machine, "MEMORY", (1, 2))
     assert main([*arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert {each["name"] for each in told if each["verdict"] == "problem"} == set()
@@ -152,7 +153,7 @@ def test_a_machine_that_is_fit(
     shown = capsys.readouterr().out
     assert re.search(r"^problem +token +there is no token", shown, re.MULTILINE)
     assert "make a token" in shown
-    for secret in (PASSWORD, machine.token):
+    for secret in (PASSWORD, healthy.token):
         assert secret not in json.dumps(told) + shown
 
 
@@ -233,7 +234,7 @@ def test_a_server_that_asks_for_no_password(monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_servers_version(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert server("server").verdict == "ok"
     for ours, verdict in (("3.8.7", "ok"), ("3.9.0", "problem"), ("10.0", "problem"), (None, "problem")):
-        monkeypatch.setattr(doctor, "installed_version", lambda name, ours=ours: ours)
+        monkeypatch.setattr(machine, "installed_version", lambda name, ours=ours: ours)
         assert server("server").verdict == verdict
 
 
@@ -242,12 +243,12 @@ def test_the_work_pool(worker: str) -> None:
     assert server("work pool", "nowhere").found == "the server has no pool nowhere"
     send(worker, "POST", "/work_pools/", {"name": "boats", "type": "docker"})
     assert "type docker" in server("work pool", "boats").found
-    send(worker, "PATCH", f"/work_pools/{doctor.MAC}", {"is_paused": True})
+    send(worker, "PATCH", f"/work_pools/{machine.MAC}", {"is_paused": True})
     try:
         assert "paused" in server("work pool").found
         assert server("work pool", "control").verdict == "ok"
     finally:
-        send(worker, "PATCH", f"/work_pools/{doctor.MAC}", {"is_paused": False})
+        send(worker, "PATCH", f"/work_pools/{machine.MAC}", {"is_paused": False})
     assert server("work pool").verdict == "ok"
 
 
@@ -257,7 +258,7 @@ def test_the_lock(worker: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(provenance, "lock", lambda: "f" * 64)
     found = server("lock")
     assert (found.verdict, found.found) == ("problem", f"ffffffffffff here, {str(LOCK)[:12]} is deployed")
-    assert doctor.same_lock([{"parameters": {}}]).verdict == "warning"
+    assert prefect.same_lock([{"parameters": {}}]).verdict == "warning"
 
 
 @pytest.mark.slow
@@ -280,23 +281,23 @@ def test_what_finds_lost_runs(worker: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_who_is_told_of_a_missing_night() -> None:
     notifying = {"name": "no-night", "enabled": True, "actions": [{"type": "send-notification"}]}
-    assert doctor.missing_night([notifying]).verdict == "ok"
+    assert prefect.missing_night([notifying]).verdict == "ok"
     others = notifying | {"name": "lost-night"}  # tells, but of something else
     for silent in (notifying | {"enabled": False}, notifying | {"actions": [{"type": "do-nothing"}]}, others):
-        assert doctor.missing_night([silent]).verdict == "warning"
+        assert prefect.missing_night([silent]).verdict == "warning"
 
 
 # ---- the Hub
 
 
 def hugging_face(name: str) -> Check:
-    return of(doctor.hugging_face(Hub(), ["ane"]), name)
+    return of(huggingface.checks(Hub(), ["ane"]), name)
 
 
-def test_the_token(machine: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token(healthy: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert hugging_face("token").found == "localhub's may write to ane"
-    assert of(doctor.hugging_face(Hub(), ["ane", "others"]), "token").found == "localhub's may not write to others"
-    monkeypatch.setenv("HF_TOKEN", machine.read_token)
+    assert of(huggingface.checks(Hub(), ["ane", "others"]), "token").found == "localhub's may not write to others"
+    monkeypatch.setenv("HF_TOKEN", healthy.read_token)
     assert hugging_face("token").found == "reader's may not write to ane"
     monkeypatch.setenv("HF_TOKEN", "hf_forged")
     found = hugging_face("token")
@@ -304,16 +305,16 @@ def test_the_token(machine: LocalHub, tmp_path: Path, monkeypatch: pytest.Monkey
     assert hugging_face("clock").verdict == "ok"  # asked without a token
     monkeypatch.delenv("HF_TOKEN")
     assert "there is no token" in hugging_face("token").found
-    (tmp_path / "token").write_text(machine.token)
+    (tmp_path / "token").write_text(healthy.token)
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "token"))
     assert hugging_face("token").verdict == "warning"
 
 
-def test_a_hub_that_makes_no_sense(machine: LocalHub) -> None:
-    machine.fail("/api/whoami-v2", status=200)
+def test_a_hub_that_makes_no_sense(healthy: LocalHub) -> None:
+    healthy.fail("/api/whoami-v2", status=200)
     assert "makes sense" in hugging_face("token").found
-    machine.fail("/api/models", status=503)
-    (found,) = doctor.hugging_face(Hub(), ["ane"])
+    healthy.fail("/api/models", status=503)
+    (found,) = huggingface.checks(Hub(), ["ane"])
     assert (found.name, found.verdict) == ("Hub", "problem")
 
 
@@ -332,15 +333,15 @@ def test_where_a_token_may_write() -> None:
         {"entity": {"type": "model", "name": "c/one"}, "permissions": ["repo.write"]},
     ]
     assert told("fineGrained", orgs, scoped).writes == {"a"}
-    unsaid = doctor.token(SimpleNamespace(account=lambda: Account("me", None)), [])  # type: ignore[arg-type]
+    unsaid = huggingface.token(SimpleNamespace(account=lambda: Account("me", None)), [])  # type: ignore[arg-type]
     assert unsaid.verdict == "warning"
 
 
-def test_the_clock(machine: LocalHub) -> None:
+def test_the_clock(healthy: LocalHub) -> None:
     now = datetime.now(UTC)
     for away, verdict in ((-90, "warning"), (90, "warning"), (30, "ok"), (-30, "ok")):
         shown = format_datetime(now + timedelta(seconds=away), usegmt=True)
-        machine.fail("/api/models", status=200, headers={"Date": shown})
+        healthy.fail("/api/models", status=200, headers={"Date": shown})
         assert hugging_face("clock").verdict == verdict, away
 
 
@@ -349,47 +350,47 @@ def test_the_clock(machine: LocalHub) -> None:
 
 def test_python(monkeypatch: pytest.MonkeyPatch) -> None:
     wanted = tomllib.loads((provenance.ROOT / "pyproject.toml").read_text())["project"]["requires-python"]
-    (least, below) = doctor.PYTHON
+    (least, below) = machine.PYTHON
     assert wanted == f">={'.'.join(map(str, least))},<{'.'.join(map(str, below))}"
-    assert doctor.python().found.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
+    assert machine.python().found.startswith(f"{sys.version_info.major}.{sys.version_info.minor}.")
     monkeypatch.setattr(sys, "prefix", sys.base_prefix)
-    assert doctor.python().verdict == "warning"
+    assert machine.python().verdict == "warning"
     monkeypatch.setattr(sys, "version_info", (3, 14, 0))
-    assert doctor.python().verdict == "problem"
+    assert machine.python().verdict == "problem"
 
 
 def test_a_mac_seen_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is said of a Mac, by what its programs are known to say; none was asked."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.setattr(doctor.platform, "machine", lambda: "x86_64")
-    assert "Rosetta" in doctor.python().found
+    monkeypatch.setattr(machine.platform, "machine", lambda: "x86_64")
+    assert "Rosetta" in machine.python().found
     for release, verdict in (("26.1", "ok"), ("15.0", "ok"), ("14.7.1", "problem")):
-        monkeypatch.setattr(doctor.platform, "mac_ver", lambda release=release: (release, ("", "", ""), "arm64"))
-        assert doctor.system(doctor.MAC).verdict == verdict
+        monkeypatch.setattr(machine.platform, "mac_ver", lambda release=release: (release, ("", "", ""), "arm64"))
+        assert machine.system(machine.MAC).verdict == verdict
 
 
 def test_the_system(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "linux")
-    assert doctor.system(doctor.MAC).verdict == "warning"
-    found = doctor.system("control")
+    assert machine.system(machine.MAC).verdict == "warning"
+    found = machine.system("control")
     assert found.verdict == "ok"
     assert "not a Mac: conversion and evaluation only" in found.found
 
 
 def test_the_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor.packages().verdict == "ok"
+    assert machine.packages().verdict == "ok"
     lock = (provenance.ROOT / provenance.LOCK).read_text()
     assert len(provenance.PIN.findall(lock)) == sum("==" in line for line in lock.splitlines())
     monkeypatch.setattr(provenance, "ROOT", tmp_path)
-    assert "there is no" in doctor.packages().found
+    assert "there is no" in machine.packages().found
     (tmp_path / "constraints.txt").write_text("# a lock\npydantic==1.0\nonly-on-other-systems==1.0\n")
-    assert re.fullmatch(r"not those of the lock: pydantic 2\.\S+, not 1\.0", doctor.packages().found)
+    assert re.fullmatch(r"not those of the lock: pydantic 2\.\S+, not 1\.0", machine.packages().found)
     monkeypatch.setattr(provenance, "_version", lambda name: "1.0+cpu")
     assert provenance.strays() == []
     (tmp_path / "constraints.txt").write_text("".join(f"p{number}==2\n" for number in range(7)))
-    assert doctor.packages().found.endswith("p4 1.0+cpu, not 2, and 2 more")
-    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == "torch" else "1")
-    assert doctor.packages().found == "torch not installed"
+    assert machine.packages().found.endswith("p4 1.0+cpu, not 2, and 2 more")
+    monkeypatch.setattr(machine, "installed_version", lambda name: None if name == "torch" else "1")
+    assert machine.packages().found == "torch not installed"
 
 
 def test_a_conversion_is_refused_where_the_environment_is_another(
@@ -408,17 +409,17 @@ def test_the_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
     for commit, changed, verdict in ((None, False, "problem"), ("a" * 40, True, "warning"), ("a" * 40, False, "ok")):
         made = SimpleNamespace(commit=commit, changed=changed)
         monkeypatch.setattr(provenance, "made", lambda made=made: made)
-        assert doctor.checkout().verdict == verdict
+        assert machine.checkout().verdict == verdict
 
 
 def test_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for free, verdict in ((9.9e9, "problem"), (10.1e9, "warning"), (29.9e9, "warning"), (30.1e9, "ok")):
-        monkeypatch.setattr(doctor.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
-        found = doctor.disk(tmp_path / "not" / "made")
+        monkeypatch.setattr(machine.shutil, "disk_usage", lambda place, free=free: SimpleNamespace(free=free))
+        found = machine.disk(tmp_path / "not" / "made")
         assert found.verdict == verdict
         assert f"{free / 1e9:.0f} GB" in found.found
-    monkeypatch.setattr(doctor.os, "access", lambda place, mode: place != tmp_path)
-    assert f"{tmp_path} cannot be written to" in doctor.disk(tmp_path / "not").found
+    monkeypatch.setattr(machine.os, "access", lambda place, mode: place != tmp_path)
+    assert f"{tmp_path} cannot be written to" in machine.disk(tmp_path / "not").found
 
 
 def test_the_disk_is_the_one_that_runs_use(
@@ -437,11 +438,11 @@ def test_the_disk_is_the_one_that_runs_use(
 
 def test_memory_and_open_files(monkeypatch: pytest.MonkeyPatch) -> None:
     for gigabytes, verdict in ((4, "problem"), (8, "warning"), (16, "ok")):
-        monkeypatch.setattr(doctor.os, "sysconf", lambda name, n=gigabytes: n * 2**20 if "PHYS" in name else 1024)
-        assert doctor.memory() == Check("memory", verdict, f"{gigabytes} GB", doctor.memory().todo)
+        monkeypatch.setattr(machine.os, "sysconf", lambda name, n=gigabytes: n * 2**20 if "PHYS" in name else 1024)
+        assert machine.memory() == Check("memory", verdict, f"{gigabytes} GB", machine.memory().todo)
     for soft, verdict in ((256, "warning"), (4096, "ok"), (-1, "ok")):
-        monkeypatch.setattr(doctor.resource, "getrlimit", lambda which, soft=soft: (soft, -1))
-        assert doctor.open_files().verdict == verdict
+        monkeypatch.setattr(machine.resource, "getrlimit", lambda which, soft=soft: (soft, -1))
+        assert machine.open_files().verdict == verdict
 
 
 PMSET = "System-wide power settings:\nCurrently in use:\n standby 0\n sleep                {} (by x)\n disksleep 10\n"
@@ -449,10 +450,10 @@ AWAKE = "Assertion status system-wide:\n   BackgroundTask    1\n   PreventSystem
 
 
 def test_sleep() -> None:
-    assert doctor.sleep(PMSET.format(0), "").verdict == "ok"
-    assert doctor.sleep(PMSET.format(1), AWAKE.format(1)).verdict == "ok"
-    assert doctor.sleep(PMSET.format(10), AWAKE.format(0)).found == "after 10 idle minutes"
-    assert doctor.sleep("", "").verdict == "warning"
+    assert mac.sleep(PMSET.format(0), "").verdict == "ok"
+    assert mac.sleep(PMSET.format(1), AWAKE.format(1)).verdict == "ok"
+    assert mac.sleep(PMSET.format(10), AWAKE.format(0)).found == "after 10 idle minutes"
+    assert mac.sleep("", "").verdict == "warning"
 
 
 def test_core_mls_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -461,12 +462,12 @@ def test_core_mls_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         folder.mkdir(parents=True)
         (folder / name).write_bytes(bytes(1000))
     (tmp_path / "home/Library/Caches/other").mkdir()
-    found = doctor.core_ml_caches(tmp_path / "home", tmp_path / "T")
+    found = mac.core_ml_caches(tmp_path / "home", tmp_path / "T")
     assert list(found.values()) == [1000, 2000]
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
-    assert doctor.caches().verdict == "ok"
-    monkeypatch.setattr(doctor, "CACHES", 999)
-    assert "python3.11" in doctor.caches().found
-    assert doctor.caches().verdict == "warning"
-    assert doctor.compiler().verdict in ("ok", "warning")
-    assert doctor.said("false") == doctor.said("no-such-program") == ""
+    assert mac.caches().verdict == "ok"
+    monkeypatch.setattr(mac, "CACHES", 999)
+    assert "python3.11" in mac.caches().found
+    assert mac.caches().verdict == "warning"
+    assert mac.compiler().verdict in ("ok", "warning")
+    assert mac.said("false") == mac.said("no-such-program") == ""

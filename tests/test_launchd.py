@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from hft2ane import doctor, launchd, provenance
+from hft2ane import launchd, provenance
 from hft2ane.cli import main
+from hft2ane.doctor import machine
 
 DEPLOY = provenance.ROOT / "deploy"
 UNITS = sorted(DEPLOY.glob("*.service"))
@@ -28,7 +29,7 @@ def test_the_property_list(capfdbinary: pytest.CaptureFixture[bytes], tmp_path: 
     assert found["Label"] == launchd.LABEL
     assert found["Umask"] == 0o077
     assert set(found["EnvironmentVariables"]) == {"HOME", "PATH"}, "everybody may read the file"
-    assert found["SoftResourceLimits"]["NumberOfFiles"] >= doctor.FILES
+    assert found["SoftResourceLimits"]["NumberOfFiles"] >= machine.FILES
 
 
 def test_a_property_list_that_cannot_be(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

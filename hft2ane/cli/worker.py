@@ -7,20 +7,21 @@ from pathlib import Path
 
 from hft2ane import doctor, room
 from hft2ane.cli.options import Commands, paths
+from hft2ane.doctor import machine
 
 
 def add(commands: Commands) -> None:
     group = commands.group("worker", "Whether this machine is fit for the night's work.")
 
     sub = group.add("doctor", examine, "Check this machine; ends with 1 when there is a problem.")
-    sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool that it is for (default: {doctor.MAC})")
+    sub.add_argument("--pool", default=machine.MAC, help=f"the work pool that it is for (default: {machine.MAC})")
     sub.add_argument("--work", type=Path, metavar="DIR", help=f"of job folders (default: HFT2ANE_WORK, or {room.WORK})")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="publish there instead of where the manifests say")
     sub.add_argument("--json", action="store_true")
 
     sub = group.add("plist", plist, "Print what launchd needs to keep a worker running.")
-    sub.add_argument("--pool", default=doctor.MAC, help=f"the work pool (default: {doctor.MAC})")
+    sub.add_argument("--pool", default=machine.MAC, help=f"the work pool (default: {machine.MAC})")
     sub.add_argument("--user", default=getpass.getuser(), help="who runs it (default: you)")
     sub.add_argument(
         "--environment",

@@ -14,7 +14,7 @@ from hft2ane.records.night import Run
 from hft2ane.terminal.console import number, screen, styled, table
 
 if TYPE_CHECKING:  # they bring torch and numpy
-    from hft2ane.doctor import Check
+    from hft2ane.doctor.check import Check
     from hft2ane.recheck import Checked
 
 
