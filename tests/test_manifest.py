@@ -185,7 +185,16 @@ ENTRIES = [  # an entry, or several; how many lines below the first one the prob
     ("- id: a/b\n  revision: a/../x", 1, "'..' is not allowed"),
     ("- id: a/b\n  license: 0", 1, 'license: 0 is read as a number; put it in quotes: license: "0"'),
     ("- id: a/b\n  license: no", 1, "license: no is read as true or false; put it in quotes"),
-    ("- id: a/b\n  license: Apache-2.0", 1, "'Apache-2.0' will not do; it takes the licence"),
+    (
+        "- id: a/b\n  license: Apache-2.0",
+        1,
+        "'Apache-2.0' will not do, did you mean 'apache-2.0'?; it takes the licence",
+    ),
+    ("- id: a/b\n  license: CC BY 4.0", 1, "did you mean 'cc-by-4.0'?"),
+    ("- id: a/b\n  license: ''", 1, "license: '' will not do; it takes the licence"),
+    ("- https://huggingface.co/a/b/tree/main?x", 0, "did you mean 'a/b'?; it takes a Hub id"),
+    ("- id: https://huggingface.co/models", 0, "'https://huggingface.co/models' will not do; it takes a Hub id"),
+    ("- id: https://huggingface.co/a/..", 0, "'https://huggingface.co/a/..' will not do; it takes a Hub id"),
     ("- id: a/b\n  license: [mit]", 1, "license: a list of 1 will not do"),
     ("- id: a/b\n  task: fill_mask", 1, "task: 'fill_mask' is unknown, did you mean 'fill-mask'?"),
     ("- id: a/b\n  task: translation", 1, "'translation' is unknown; it takes 'feature-extraction', "),
@@ -244,8 +253,17 @@ ENTRIES = [  # an entry, or several; how many lines below the first one the prob
     ("- *x", 0, "anchors and aliases (&x, *x) are not read"),
     ("- {id: a/b, <<: {task: fill-mask}}", 0, "unknown key '<<'"),
     ("- a/b: c: d", 0, "not YAML that can be read: mapping values are not allowed here"),
-    ("- a/b\n\t- c/d", 1, "not YAML that can be read: found character '\\t'"),
-    ("- {a/b", 0, "not YAML that can be read"),
+    (
+        "- a/b\n\t- c/d",
+        1,
+        "not YAML that can be read: found character '\\t' that cannot start any token: indent with spaces",
+    ),
+    (
+        "- {a/b",
+        0,
+        "not YAML that can be read: expected ',' or '}', but got '<stream end>': close the bracket or quote of line 3",
+    ),
+    ("- {id: a/b, license: 'mit}\n- c/d", 1, "close the bracket or quote of line 3"),
     ("- '" + "[" * 50 + "'", 0, "will not do"),
     ("- " + "[" * 50, 0, "nested too deeply"),
     ("- " * 50, 0, "nested too deeply"),
@@ -337,6 +355,39 @@ def test_all_problems_of_all_files_at_once(tmp_path: Path) -> None:
 def test_a_faulty_name_is_not_also_called_a_clash(tmp_path: Path) -> None:
     found = problems(tmp_path, HEAD + "- a/b\n- {id: c/b, publish: {name: 'x/y'}}\n")
     assert [line for line, _ in found] == [4]
+
+
+def test_links_stay_in_their_folder(tmp_path: Path) -> None:
+    """A pull request may bring any link."""
+    folder, secret = tmp_path / "manifests", tmp_path / "secret"
+    (folder / "data").mkdir(parents=True)
+    secret.write_text(HEAD + "- a/secret\n")
+    (folder / "data/a.yaml").write_text(HEAD + "- a/b\n")
+    (folder / "a.yaml").symlink_to("data/a.yaml")
+    assert [one.id for one in read_manifests([folder])] == ["a/b"]
+    (folder / "z.yaml").symlink_to("../secret")
+    (folder / "zero.yaml").symlink_to("/dev/zero")
+    (folder / "circle.yaml").symlink_to("circle.yaml")
+    with pytest.raises(ManifestError) as caught:
+        read_manifests([folder])
+    text = "a link that leads out of its folder: put the file itself there"
+    circle, *others = caught.value.problems
+    assert circle[1].startswith("cannot be read (")
+    assert others == [(f"{folder}/z.yaml:1", text), (f"{folder}/zero.yaml:1", text)]
+
+
+def test_a_files_name_can_be_printed(tmp_path: Path) -> None:
+    """Else it would put lines of its own into messages, which GitHub might take for commands."""
+    (tmp_path / "a\n::error::b.yaml").write_text(HEAD + "- a/b\n")
+    (tmp_path / "z\u202e.yaml").write_text(HEAD + "- zzz\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifests([tmp_path])
+    (first, words), *others = caught.value.problems
+    assert (first, words) == (
+        f"{tmp_path}/a?::error::b.yaml:1",
+        "its name has characters that cannot be printed: rename it",
+    )
+    assert [at for at, _ in others] == [f"{tmp_path}/z?.yaml:1", f"{tmp_path}/z?.yaml:3"]
 
 
 def test_a_folder_without_manifests(tmp_path: Path) -> None:

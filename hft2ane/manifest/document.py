@@ -108,7 +108,7 @@ def load(text: str, file: File) -> dict[str, Any] | None:
         return None
     except yaml.MarkedYAMLError as err:
         mark = err.problem_mark or err.context_mark
-        file.refuse(mark.line + 1 if mark else 1, f"not YAML that can be read: {err.problem}")
+        file.refuse(mark.line + 1 if mark else 1, f"not YAML that can be read: {err.problem}{_mend(err)}")
         return None
     except (ValueError, OverflowError):  # PyYAML on character codes and version numbers out of range
         file.refuse(composer.line + 1, "not YAML that can be read: a number or character code out of range")
@@ -120,6 +120,14 @@ def load(text: str, file: File) -> dict[str, Any] | None:
     else:
         return cast(dict[str, Any], _value(node, (), file))
     return None
+
+
+def _mend(err: yaml.MarkedYAMLError) -> str:
+    if "'\\t'" in (err.problem or ""):
+        return ": indent with spaces, not with tabs"
+    if err.context and err.context_mark and ("flow" in err.context or "quoted" in err.context):
+        return f": close the bracket or quote of line {err.context_mark.line + 1}"
+    return ""
 
 
 INTEGER = re.compile(r"-?(0|[1-9][0-9]{0,17})")

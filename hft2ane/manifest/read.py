@@ -1,5 +1,6 @@
 """Read manifests/*.yaml into Wanted records, or say everything that is wrong with them at once, by file and line."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +35,7 @@ def read_manifests(paths: Sequence[Path], organization: str | None = None) -> li
     files; BadInput: `organization` cannot be one."""
     if organization is not None and not is_hub_id(f"{organization}/x"):
         raise BadInput(f"{organization!r} cannot be an organisation: it takes {ABOUT['organization']}")
-    files = [_read(path) for path in _files(paths)]
+    files = [_read(path) for path in listed(paths)]
     found = [(file, line, wanted) for file in files for line, wanted in _wanted(file, organization)]
     _refuse_clashes(found)
     if problems := [(f"{file.name}:{line}", text) for file in files for line, text in sorted(file.problems)]:
@@ -42,14 +43,24 @@ def read_manifests(paths: Sequence[Path], organization: str | None = None) -> li
     return [wanted for _, _, wanted in found]
 
 
-def _files(paths: Sequence[Path]) -> list[Path]:
+def listed(paths: Sequence[Path]) -> list[Path]:
     """The manifest files, each once, a folder's in order of name; a folder that has none stands for itself."""
     files = [file for path in paths for file in (sorted(path.glob("*.y*ml")) or [path])]
-    return list({file.resolve(): file for file in files}.values())
+    return list({_real(file): file for file in files}.values())
+
+
+def _real(path: Path) -> Path:
+    """Where links lead; unlike `Path.resolve`, also of those that lead in circles."""
+    return Path(os.path.realpath(path))
 
 
 def _read(path: Path) -> File:
-    file = File(path.as_posix())
+    file = File("".join(c if c.isprintable() else "?" for c in path.as_posix()))
+    if path.as_posix() != file.name:
+        file.refuse(1, "its name has characters that cannot be printed: rename it")
+    if not _real(path).is_relative_to(_real(path.parent)):
+        file.refuse(1, "a link that leads out of its folder: put the file itself there")
+        return file
     if (text := text_of(path, file)) is None or (raw := load(text, file)) is None:
         return file
     errors = _errors(raw)

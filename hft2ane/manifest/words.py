@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pydantic_core import ErrorDetails
 
 from hft2ane.manifest.document import File, Place
-from hft2ane.manifest.schema import ABOUT, KEYS
+from hft2ane.manifest.schema import ABOUT, KEYS, is_hub_id
 
 KINDS = {"null": "nothing", "bool": "true or false", "int": "a number", "float": "a number", "timestamp": "a date"}
 
@@ -36,7 +36,8 @@ def worded(error: ErrorDetails, file: File) -> str:
             kind, text = file.texts[place]
             return f'{spot}: {text} is read as {KINDS.get(kind, "something else")}; put it in quotes: {key}: "{text}"'
         case _:
-            return f"{spot}: {_shown(place, error, file)} will not do; it takes {ABOUT[key]}"
+            meant = _meant(key, error["input"])
+            return f"{spot}: {_shown(place, error, file)} will not do{meant}; it takes {ABOUT[key]}"
 
 
 def _shown(place: Place, error: ErrorDetails, file: File) -> str:
@@ -62,6 +63,18 @@ def _unknown_key(place: Place) -> str:
         near = _nearest(key, known)
     within = f" in `{holder}`" if holder else ""
     return f"unknown key {key[:100]!r}{within}{near}; known: {', '.join(known)}"
+
+
+def _meant(key: str, value: object) -> str:
+    """An id out of an address, a licence out of its name."""
+    if key == "id" and isinstance(value, str) and (found := re.match(r"https?://[^/]+/([^/]+/[^/?#]+)", value[:500])):
+        meant = found[1]
+    elif key == "license" and isinstance(value, str):
+        meant = re.sub(r"[\s_]+", "-", value[:100].strip().lower())
+    else:
+        return ""
+    fits = is_hub_id(meant) if key == "id" else re.fullmatch(r"[a-z0-9][a-z0-9.+-]*", meant)
+    return f", did you mean {meant!r}?" if fits else ""
 
 
 def _nearest(word: str, known: Sequence[str]) -> str:
