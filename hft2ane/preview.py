@@ -5,11 +5,12 @@ All that comes from the Hub and from manifests is written so that it stays text.
 import html
 import os
 import re
+import secrets
 import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -17,13 +18,22 @@ from typing import Literal
 from markupsafe import Markup
 
 from hft2ane import layout, licenses
-from hft2ane.card.markdown import code, escape, megabytes, row
+from hft2ane.card.markdown import clean, code, escape, megabytes, row
 from hft2ane.card.readme import languages as languages_of
 from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, TAGS, TASKS
-from hft2ane.errors import AccessDenied, BadInput, Hft2aneError, HubUnavailable, LicenseError, ManifestError
+from hft2ane.errors import (
+    AccessDenied,
+    BadInput,
+    Hft2aneError,
+    HubUnavailable,
+    LicenseError,
+    ManifestError,
+    ModelNotFound,
+    RevisionNotFound,
+)
 from hft2ane.forecast import RATE, Forecast, Port, forecast, minutes
 from hft2ane.hub import Hub
-from hft2ane.manifest.read import read_manifests
+from hft2ane.manifest.read import listed, read_manifests
 from hft2ane.plan import changes
 from hft2ane.records.job import Job
 from hft2ane.records.package import SEVERAL_OS, SINGLE_OS
@@ -58,46 +68,91 @@ class Changes:
 
 
 @dataclass(frozen=True)
-class Preview:
-    """`changes`: None where nothing is compared, and all is shown. `left`: what is published in the repos of those
-    removed. `forecasts`: by repo, of the jobs that make packages. `hub`: the address of its pages."""
+class Asked:
+    """What the manifests say, before the Hub is asked. `models`: those to be shown. `changes`: what is otherwise than
+    at `base`, None where nothing is compared, and all is shown. `unread`: changed files that lie below the manifests,
+    and are none. `complete`: these are all models."""
 
-    survey: Survey
+    models: Sequence[Wanted]
+    base: str | None
     changes: Changes | None
+    unread: tuple[str, ...]
+    notes: tuple[str, ...]
+    complete: bool
+
+
+@dataclass(frozen=True)
+class Preview:
+    """`left`: what is published in the repos of those removed. `forecasts`: by repo, of the jobs that make packages.
+    `hub`: the address of its pages. `token`: it was asked with one."""
+
+    asked: Asked
+    survey: Survey
     left: Mapping[str, Conversion | Redo | Hft2aneError | None]
     forecasts: Mapping[str, Forecast]
-    notes: tuple[str, ...]
     hub: str
+    token: bool
+
+    @property
+    def changes(self) -> Changes | None:
+        return self.asked.changes
 
     @cached_property
     def paused(self) -> frozenset[str]:
         """Repos of paused entries."""
         return frozenset(each.repo for each in self.survey.models if each.paused is not None)
 
+    @cached_property
+    def failing(self) -> frozenset[str]:
+        """Repos of jobs that the night would refuse once it has begun them."""
+        return frozenset(repo for repo, each in self.forecasts.items() if each.refusals)
+
+    @cached_property
+    def faulty(self) -> frozenset[str]:
+        """Repos of changed entries that will not do as they are, or of which the Hub said nothing: the check is red.
+
+        Not of those whose original is gated: the night's account may have been let in."""
+        if self.changes is None:
+            return frozenset()
+        blocked = {
+            job.repo
+            for job in self.survey.jobs
+            if job.action == "blocked" and not isinstance(self.survey.world.upstream.get(job.id), AccessDenied)
+        }
+        return (self.failing | blocked) - self.paused
+
 
 # ---- what is otherwise in the manifests
 
 
-def before(base: str, manifests: Sequence[Path], organization: str | None) -> list[Wanted]:
-    """What the manifests said at `base`: a folder of manifests, or a commit of this git repository, at the same paths.
-
-    BadInput: it is neither."""
-    if base and (folder := Path(base)).is_dir():
-        return read_manifests([folder], organization)
-    if not (commit := _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")):
-        raise BadInput(f"--base {base!r} is neither a folder nor a commit of a git repository here: fetch it first")
-    old, root = commit.decode().strip(), (_git("rev-parse", "--show-toplevel") or b"").decode().strip()
+def before(commit: str, manifests: Sequence[Path], organization: str | None) -> list[Wanted]:
+    """What the manifests said at this commit, at the same paths."""
     with tempfile.TemporaryDirectory() as temporary:
         for path in manifests:
-            inside = Path(os.path.relpath(path.resolve(), root))
-            listed = _git("ls-tree", "-r", "-z", "--full-tree", "--name-only", old, "--", inside.as_posix()) or b""
-            for name in filter(None, listed.decode().split("\0")):
+            inside = Path(os.path.relpath(path.resolve(), _root()))
+            for name in _names("ls-tree", "-r", "-z", "--full-tree", "--name-only", commit, "--", inside.as_posix()):
                 if Path(name) == inside or (Path(name).parent == inside and name.endswith((".yaml", ".yml"))):
                     copy = Path(temporary, name)
                     copy.parent.mkdir(parents=True, exist_ok=True)
-                    copy.write_bytes(_git("cat-file", "blob", f"{old}:{name}") or b"")
+                    copy.write_bytes(_git("cat-file", "blob", f"{commit}:{name}") or b"")
         files = sorted(file for file in Path(temporary).rglob("*") if file.is_file())
         return read_manifests(files, organization) if files else []
+
+
+def touched(commit: str, manifests: Sequence[Path]) -> set[Path]:
+    """The files below these paths that are otherwise than at this commit, or not known to git."""
+    paths = [path.resolve().as_posix() for path in manifests]
+    changed = _names("diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", commit, "--", *paths)
+    new = _names("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *paths)
+    return {_root() / name for name in (*changed, *new)}
+
+
+def _root() -> Path:
+    return Path(os.fsdecode(_git("rev-parse", "--show-toplevel") or b"").rstrip("\n"))
+
+
+def _names(*arguments: str) -> list[str]:
+    return [os.fsdecode(name) for name in (_git(*arguments) or b"").split(b"\0") if name]
 
 
 def _git(*arguments: str) -> bytes | None:
@@ -134,43 +189,52 @@ def _differences(old: Wanted, new: Wanted) -> Iterator[str]:
 # ---- asking
 
 
-def make(
-    manifests: Sequence[Path], organization: str | None, only: Sequence[str] | None, limit: int, base: str | None
-) -> Preview:
-    """Of these manifests, and with `base` of what is otherwise than there. ManifestError, BadInput, HubUnavailable."""
-    models = wanted(manifests, organization, only)
-    notes: tuple[str, ...] = ()
+def read(manifests: Sequence[Path], organization: str | None, only: Sequence[str] | None, base: str | None) -> Asked:
+    """What these manifests say, and with `base`, a folder of manifests or a commit of this git repository, what of it
+    is otherwise than there. ManifestError; BadInput: `base` is neither."""
     if base is None:
-        return look(models, Hub(), None, complete=not only, limit=limit)
+        return Asked(wanted(manifests, organization, only), None, None, (), (), complete=not only)
+    commit, order = "", list(manifests)
+    unread: tuple[str, ...] = ()
+    if not (base and Path(base).is_dir()):
+        found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")
+        if not found:
+            raise BadInput(f"--base {base!r} is neither a folder nor a commit of a git repository here: fetch it first")
+        commit = found.decode().strip()
+        changed = touched(commit, manifests)
+        files = {file.parent.resolve() / file.name: file for file in listed(manifests)}
+        unread = tuple(sorted(os.path.relpath(each) for each in changed - files.keys()))
+        # The changed ones last: of two entries for the same model, the later is told to go.
+        order = [files[whole] for whole in sorted(files, key=lambda whole: whole in changed)]
+    models = wanted(order, organization, only)
+    notes: tuple[str, ...] = ()
     try:
-        old = before(base, manifests, organization)
+        old = before(commit, manifests, organization) if commit else read_manifests([Path(base)], organization)
     except ManifestError as err:
         old, notes = [], (f"the manifests at {base} have problems, so every entry counts as new: {err}",)
     if only:
         old = [each for each in old if each.id in only]
-    found = look(models, Hub(), compare(old, models), complete=False, limit=limit)
-    return replace(found, notes=(*notes, *found.notes))
+    changes = compare(old, models)
+    shown = [each for each in models if each.id in changes.changed]
+    return Asked(shown, base, changes, unread, notes, complete=False)
 
 
-def look(models: Sequence[Wanted], hub: Hub, changes: Changes | None, complete: bool, limit: int) -> Preview:
-    """With `changes`, only those entries are asked about. HubUnavailable: the Hub does not answer."""
-    if changes is not None:
-        models = [each for each in models if each.id in changes.changed]
-    found = survey(models, hub, complete, limit)
-    removed = changes.removed if changes is not None else ()
+def look(asked: Asked, hub: Hub, limit: int) -> Preview:
+    """What that leads to; `limit`: models of a wave. HubUnavailable: the Hub does not answer."""
+    removed = asked.changes.removed if asked.changes is not None else ()
+    if removed or any(each.paused is None for each in asked.models):
+        hub.clock()  # a Hub that is away is found so once, and not for each model in turn
+    found = survey(asked.models, hub, asked.complete, limit)
     left = hub.conversions(each.repo for each in removed)
-    asked = any(each.paused is None for each in models)
-    if left and not asked and all(isinstance(each, HubUnavailable) for each in left.values()):
-        raise HubUnavailable(str(next(iter(left.values()))))
     making = [job for job in found.jobs if job.action in ("create", "convert") and job.commit]
     configs = hub.read_all((Repo(job.id, str(job.commit), job.files, False), layout.CONFIG) for job in making)
     forecasts = {job.repo: forecast(job, content) for job, content in zip(making, configs, strict=True)}
-    notes = list(found.warnings)
     try:
         hub.check_token()
+        token = True
     except AccessDenied:
-        notes.append("Seen without a token: what earlier runs remember of failures is private, and not known here.")
-    return Preview(found, changes, left, forecasts, tuple(notes), hub.page)
+        token = False
+    return Preview(asked, found, left, forecasts, hub.page, token)
 
 
 # ---- the page
@@ -199,47 +263,72 @@ def problems(err: ManifestError, limit: int = LIMIT) -> str:
     return fit([Block("", [head]), Block("| Where | What, and what to do |\n|:--|:--|", lines, "\n")], limit)
 
 
-def unavailable(err: HubUnavailable) -> str:
-    return (
-        "## Plan preview: the Hub does not answer\n\n"
-        f"{said(str(err))}\n\nThe manifests can be read. What they lead to is not known: run this again later.\n"
+def unavailable(err: HubUnavailable, asked: Asked, limit: int = LIMIT) -> str:
+    """What can be said without the Hub."""
+    head = (
+        f"## Plan preview: the Hub does not answer\n\n{said(str(err))}\n\n"
+        "The manifests can be read, and what they ask for is below. **Nothing of it is verified**, neither that the "
+        "originals exist nor their licences: run this again later."
     )
+    columns, lines = ["Model", "Licence", "Lengths", "Packages"], []
+    if asked.changes is not None:
+        columns.insert(1, "In the manifests")
+    for model in asked.models:
+        license = code(model.license) + Markup(", unverified") if model.license else said("not in the manifest")
+        cells = [name(code(model.id), model.repo), license, *map(", ".join, wishes(model))]
+        if asked.changes is not None:
+            cells.insert(1, said(asked.changes.changed[model.id].what))
+        lines.append(str(row(cells)))
+    table = f"### {'What this changes' if asked.changes is not None else 'Asked for'}\n\n{row(columns)}\n|"
+    out = [f"- {code(each.id)}" for each in asked.changes.removed] if asked.changes is not None else []
+    blocks = [Block(table + ":--|" * len(columns), lines, "\n"), Block("### Taken out", out)]
+    return fit([Block("", [head]), Block("### Needs attention", unread(asked)), *blocks], limit)
+
+
+def wishes(model: Wanted) -> tuple[list[str], Sequence[str]]:
+    return [str(each) for each in model.recipe.lengths], model.recipe.variants
 
 
 def title(preview: Preview) -> str:
     jobs = [job for job in preview.survey.jobs if job.action != "skip"]
-    kinds = ["paused" if job.repo in preview.paused else job.action for job in jobs]
-    words = [f"{count} {kind if kind in NO_VERB else f'to {kind}'}" for kind, count in Counter(kinds).items()]
+    kinds = Counter(sorted((kind(job, preview) for job in jobs), key=lambda each: each in NO_VERB))
+    words = [f"{count} {each if each in NO_VERB else f'to {each}'}" for each, count in kinds.items()]
     if removed := preview.changes.removed if preview.changes else ():
         words.append(f"{len(removed)} taken out")
+    if preview.changes and not preview.changes.changed and not removed:
+        count = f"the {preview.changes.unchanged} entries are" if preview.changes.unchanged != 1 else "the entry is"
+        return f"## Plan preview\n\n**Nothing changes** in the manifests: {count} as at {code(preview.asked.base)}."
     text = f"**{', '.join(words)}**" if words else "**Nothing is to be done.**"
-    if to_do := [job for job in jobs if job.to_do]:
-        size = sum(sum(each.sizes.values()) for each in preview.forecasts.values())
+    if to_do := [job for job in jobs if job.to_do and job.repo not in preview.failing]:
+        size = sum(sum(preview.forecasts[job.repo].sizes.values()) for job in to_do if job.repo in preview.forecasts)
         text += f"; about {duration(sum(map(minutes, to_do)))} of one machine, and {amount(size)} of packages"
-    if failing := sum(bool(each.refusals) for each in preview.forecasts.values()):
-        text += f"; **{failing} would fail**"
     return f"## Plan preview\n\n{text}"
 
 
-NO_VERB = ("held", "blocked", "orphan", "paused")
+NO_VERB = ("would fail", "held", "blocked", "orphan", "paused")
+
+
+def kind(job: Job, preview: Preview) -> str:
+    if job.repo in preview.paused:
+        return "paused"
+    return "would fail" if job.repo in preview.failing else job.action
 
 
 def blocks(preview: Preview) -> Iterator[Block]:
     models = {each.repo: each for each in preview.survey.models}
     jobs = preview.survey.jobs
+    yield Block("### Needs attention", [*unread(preview.asked), *attention(jobs, models, preview)])
     if preview.changes is None:
         yield table("### To be done", [job for job in jobs if job.to_do], models, preview)
     else:
         shown = [job for job in jobs if job.repo in models]
         yield table("### What this changes", shown, models, preview)
         yield Block("### Taken out", [taken_out(each, preview.left.get(each.repo)) for each in preview.changes.removed])
-    yield Block("### Needs attention", list(attention(jobs, models, preview)))
     if preview.changes is None:
         yield Block("### Orphans", [f"- {code(job.repo)}: {said(job.why)}" for job in jobs if job.action == "orphan"])
     yield Block(*rest(preview))
-    yield Block("### Notes", [f"- {each}" for each in (*map(said, preview.notes), *how(preview))])
-    sound = {repo for repo, each in preview.forecasts.items() if not each.refusals}
-    cards = [job for job in jobs if job.action == "create" and job.repo in sound]
+    yield Block("### Notes", [f"- {each}" for each in notes(preview)])
+    cards = [job for job in jobs if job.action == "create" and job.repo not in preview.failing]
     what = "### Cards to come\n\nAs far as they can be known: nothing is converted yet, so there are no figures."
     yield Block(what, [details(job, preview) for job in cards], between="\n\n")
 
@@ -254,15 +343,14 @@ def table(head: str, jobs: Sequence[Job], models: Mapping[str, Wanted], preview:
 
 
 def line(job: Job, model: Wanted, preview: Preview) -> str:
-    found = preview.forecasts.get(job.repo)
+    found, what = preview.forecasts.get(job.repo), kind(job, preview)
     sizes = [f"{variant} {amount(size)}" for variant, size in found.sizes.items()] if found else []
     whole = "<br>".join(sizes).replace(" ", "&nbsp;").replace("-", "&#8209;")  # each is one line
-    action = "nothing" if job.repo in preview.paused else f"{job.action} ({job.cause})" if job.cause else job.action
-    waits = job.action in ("blocked", "held") and job.repo not in preview.paused
+    tells = job.cause and what not in ("create", "would fail")  # what is new is always asked for
     cells = [
-        page(job.id, preview) + Markup("<br>→ ") + code(job.repo),
-        Markup(f"{action}<br>**would fail**") if found and found.refusals else action,
-        Markup("see *Needs attention*") if waits else said(job.why),
+        name(page(job.id, preview), job.repo),
+        "nothing" if what == "paused" else f"{what} ({job.cause})" if tells else what,
+        Markup("see *Needs attention*") if what in ("blocked", "held", "would fail") else said(job.why),
         verdict(model, preview),
         Markup(whole),
         about(job),
@@ -270,6 +358,10 @@ def line(job: Job, model: Wanted, preview: Preview) -> str:
     if preview.changes is not None:
         cells.insert(1, said(preview.changes.changed[model.id].what))
     return str(row(cells))
+
+
+def name(id: Markup, repo: str) -> Markup:
+    return id + Markup("<br>→ ") + code(repo)
 
 
 def about(job: Job) -> str:
@@ -291,7 +383,9 @@ def verdict(model: Wanted, preview: Preview) -> Markup:
     try:
         licenses.check(named, model.license, model.id, layout.legal(found.files))
     except LicenseError:
-        return Markup("✗ ") + (code(named) if named else said("names none"))
+        other = model.license is not None and named and named.strip().lower() != model.license
+        rest = Markup(", not ") + code(model.license) if other else Markup("")
+        return Markup("✗ ") + (code(named) if named else said("names none")) + rest
     return Markup("✓ ") + code(named) + Markup("" if model.license else ", not in the manifest")
 
 
@@ -311,14 +405,42 @@ def taken_out(model: Wanted, left: Conversion | Redo | Hft2aneError | None) -> s
     )
 
 
+def unread(asked: Asked) -> list[str]:
+    return [
+        f"- {code(each)} is changed, and **not read**: manifests are the files `*.yaml` of a folder itself, not of the "
+        "folders in it"
+        for each in asked.unread
+    ]
+
+
 def attention(jobs: Sequence[Job], models: Mapping[str, Wanted], preview: Preview) -> Iterator[str]:
-    """What will not be done, or would fail, and what to do about it."""
-    for job in jobs:
+    """What will not be done, or would fail, and what to do about it; by file and line."""
+    for job in sorted(jobs, key=lambda job: place(models[job.repo]) if job.repo in models else ("", 0)):
         if job.action in ("blocked", "held") and job.repo not in preview.paused:
-            yield f"- {code(job.id)} at {code(models[job.repo].where)} is **{job.action}**: {said(job.why)}"
+            yield f"- {code(job.id)} at {code(models[job.repo].where)} is **{job.action}**: {reason(job, preview)}"
         if found := preview.forecasts.get(job.repo):
             for text in found.refusals:
                 yield f"- {code(job.id)} at {code(models[job.repo].where)} **would fail**: {said(text)}"
+
+
+def place(model: Wanted) -> tuple[str, int]:
+    file, _, line = model.where.rpartition(":")
+    return file, int(line)
+
+
+def reason(job: Job, preview: Preview) -> Markup:
+    """The plan's; to an entry's author what is more to the point: names are mistyped, and there is no token."""
+    answer = preview.survey.world.upstream.get(job.id)
+    if isinstance(answer, ModelNotFound) and not isinstance(answer, RevisionNotFound) and job.action == "blocked":
+        search = f"{preview.hub}/models?search={job.id.rpartition('/')[2]}"  # of letters, digits, '.', '_', '-'
+        text = "the Hub has no model of this name, or it is private: correct the name"
+        return Markup(f"{text} ([search the Hub for it]({search}))")
+    if isinstance(answer, AccessDenied) and not preview.token:
+        text = (
+            "its files are gated, and this was asked without a token: ask the maintainers whether the night's account"
+        )
+        return Markup(f"{text} has accepted its terms, or choose another original")
+    return said(job.why)
 
 
 def rest(preview: Preview) -> tuple[str, Sequence[str]]:
@@ -327,7 +449,7 @@ def rest(preview: Preview) -> tuple[str, Sequence[str]]:
         few = (
             "1 other entry is as it was, and was" if count == 1 else f"{count} other entries are as they were, and were"
         )
-        return "### Unchanged", [f"{few} not looked at."] if count else []
+        return "### Unchanged", [f"{few} not looked at."] if count and len(preview.survey.jobs) else []
     counts = {
         "as they should be": sum(job.action == "skip" for job in preview.survey.jobs),
         "paused": len(preview.paused),
@@ -336,7 +458,13 @@ def rest(preview: Preview) -> tuple[str, Sequence[str]]:
     return "### Nothing to do", [f"Models: {', '.join(words)}."] if words else []
 
 
-def how(preview: Preview) -> Iterator[str]:
+def notes(preview: Preview) -> Iterator[str]:
+    yield from map(said, (*preview.asked.notes, *preview.survey.warnings))
+    found = [preview.survey.world.upstream.get(each.id) for each in preview.survey.models if each.license is None]
+    if any(isinstance(each, Upstream) and each.card.license for each in found):
+        yield "*Not in the manifest*: write `license:` into the entry, with the licence that you have read."
+    if preview.survey.jobs and not preview.token:
+        yield "Seen without a token: what earlier runs remember of failures is private, and not known here."
     if preview.forecasts:
         yield (
             f"Minutes are an estimate: what there is to compute, by the sizes of the weights, at {RATE:g}·10¹² "
@@ -404,9 +532,17 @@ def duration(minutes: float) -> str:
 
 
 def said(text: str) -> Markup:
-    """As text: no markup, no mention, no link, and not without end."""
-    short = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
-    return Markup(re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", "\u200b", escape(short), flags=re.IGNORECASE))
+    """As text: no markup but code in backticks, no mention, no link, and not without end."""
+    short = clean(text)
+    short = short if len(short) <= LONGEST else short[: LONGEST - 1] + "…"
+    parts = re.split(r"`([^`]+)`", short)  # every second one is code
+    return Markup("").join(code(part) if place % 2 else unlinked(part) for place, part in enumerate(parts))
+
+
+def unlinked(text: str) -> Markup:
+    """Between spaces as they are: GitHub makes links of bare text after Markdown is done."""
+    whole = " " * text.startswith(" ") + escape(text) + " " * (text.endswith(" ") and bool(text.strip()))
+    return Markup(re.sub(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)", "\u200b", whole, flags=re.IGNORECASE))
 
 
 def fit(blocks: Iterable[Block], limit: int) -> str:
@@ -439,8 +575,14 @@ def annotate(kind: Literal["error", "warning"], where: str, text: str) -> str:
 def annotations(preview: Preview) -> Iterator[str]:
     models = {each.repo: each for each in preview.survey.models}
     for job in preview.survey.jobs:
+        level: Literal["error", "warning"] = "error" if job.repo in preview.faulty else "warning"
         if job.action == "blocked" and job.repo not in preview.paused:
-            yield annotate("warning", models[job.repo].where, f"{job.id}: {job.why}")
+            yield annotate(level, models[job.repo].where, f"{job.id}: {job.why}")
         if found := preview.forecasts.get(job.repo):
             for text in found.refusals:
-                yield annotate("warning", models[job.repo].where, f"{job.id} would fail: {text}")
+                yield annotate(level, models[job.repo].where, f"{job.id} would fail: {text}")
+
+
+def quiet() -> str:
+    """From here on GitHub takes nothing in this step's log for a command, whatever stands in it."""
+    return f"::stop-commands::{secrets.token_hex(16)}"

@@ -98,9 +98,7 @@ def test_the_page_of_a_change(hub: LocalHub, original: Callable[..., str], plan:
     code, page = plan(now, "--base", base.parent)
     assert code == 0
     changed = part(page, "What this changes")
-    assert re.search(
-        r"`up/fresh`.*`ane/fresh-ane` \| new \| create \(request\) \| nothing is published yet \| ✓ `mit` \|", changed
-    )
+    assert re.search(r"`up/fresh`.*`ane/fresh-ane` \| new \| create \| nothing is published yet \| ✓ `mit` \|", changed)
     assert re.search(r"`up/longer`.*\| lengths 16 → 16, 32 \| create .* ✓ `mit`, not in the manifest", changed)
     assert re.search(r"`up/rests`.*\| paused \| nothing \| paused: waits for its author \| not asked", changed)
     assert "up/same" not in page
@@ -110,6 +108,7 @@ def test_the_page_of_a_change(hub: LocalHub, original: Callable[..., str], plan:
     assert "`ane/left-ane` becomes an **orphan**" in out
     assert "hft2ane retire ane/left-ane" in out
     assert page.index("What this changes") < page.index("Taken out") < page.index("Unchanged")
+    assert "write `license:` into the entry" in part(page, "Notes")
     assert not hub.calls("up/same")
 
 
@@ -139,12 +138,55 @@ def test_what_the_night_would_refuse(original: Callable[..., str], plan: Preview
     code, page = plan(manifest(tmp_path / "a.yaml", "up/gpt", "up/short", "up/own", "up/fine"))
     attention = part(page, "Needs attention")
     assert code == 0
-    assert "**3 would fail**" in page
+    assert "**1 to create, 3 would fail**" in page
+    assert page.count("| would fail | see *Needs attention* |") == 3
     assert "no family for model\\_type 'gpt2'" in attention
-    assert "16 tokens are asked for, the model has 12 positions" in attention
+    assert "16 tokens are asked for, the model has 12 positions: correct `lengths:`" in attention
     assert "auto\\_map" in attention
     assert "up/fine" not in attention
     assert page.count("<details>") == 1
+
+
+def test_what_an_author_can_mend_is_red(
+    hub: LocalHub,
+    original: Callable[..., str],
+    plan: Preview,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what is changed. An original that is gated may be open to the night."""
+    original("up/nd", license="cc-by-nd-4.0")
+    original("up/other", license="mit")
+    original("up/gpt", BERT | {"model_type": "gpt2"})
+    original("up/gated")
+    hub.add("up/gated", tmp_path / "originals/up/gated", gated=True)
+    original("up/fine")
+    base = manifest(tmp_path / "base/a.yaml", "up/nd").parent
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    hopeless = "{id: up/nobody, status: paused, reason: not there yet}"
+    for entries, red, words in (
+        (["up/typo"], 1, f"correct the name ([search the Hub for it]({hub.url}/models?search=typo))"),
+        (["{id: up/nd, lengths: [32]}"], 1, "allows no changed copies"),
+        (["up/nd", "{id: up/other, license: apache-2.0}"], 1, "✗ `mit`, not `apache-2.0`"),
+        (["up/nd", "up/gpt"], 1, "no family"),
+        (["up/nd", "up/fine", hopeless], 0, "1 to create, 1 paused"),
+        (["up/nd", "up/gated"], 0, "its files are gated"),
+    ):
+        path = manifest(tmp_path / "now/a.yaml", *entries)
+        code, page = plan(path, "--base", base)
+        assert code == red, entries
+        assert words in page
+        assert plan(path)[0] == 0
+
+
+def test_what_needs_attention_stands_first_in_order_of_lines(
+    original: Callable[..., str], plan: Preview, tmp_path: Path
+) -> None:
+    names = ["up/z", "up/gpt", *(f"up/m{n}" for n in range(9)), "up/a"]
+    original("up/gpt", BERT | {"model_type": "gpt2"})
+    _, page = plan(manifest(tmp_path / "a.yaml", *names))
+    assert re.findall(r"^- `(\S+)` at", part(page, "Needs attention"), re.MULTILINE) == names
+    assert page.index("### Needs attention") < page.index("### To be done" if "### To be done" in page else "### Notes")
 
 
 def test_all_mistakes_at_once(plan: Preview, tmp_path: Path) -> None:
@@ -157,16 +199,27 @@ def test_all_mistakes_at_once(plan: Preview, tmp_path: Path) -> None:
 
 
 def test_the_hub_down(plan: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the manifests say is shown, and that nobody has verified it."""
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
     base = manifest(tmp_path / "base/a.yaml", "up/x")
-    for code, page in (
-        plan(manifest(tmp_path / "now/a.yaml", "up/y")),
-        plan(tmp_path / "now/a.yaml", "--base", base.parent),
-        plan(manifest(tmp_path / "rest/a.yaml", "{id: up/z, status: paused, reason: x}"), "--base", base.parent),
+    rest = manifest(tmp_path / "rest/a.yaml", "{id: up/z, status: paused, reason: x}")
+    now = manifest(tmp_path / "now/a.yaml", "up/y", "{id: up/l, license: mit, variants: [float16, int8]}")
+    for (code, page), rows in (
+        (plan(now), ["| `up/l`<br>→ `ane/l-ane` | `mit`, unverified | 16 | float16, int8 |"]),
+        (plan(now, "--base", base.parent), ["| `up/y`<br>→ `ane/y-ane` | new | not in the manifest | 16 | float16 |"]),
+        (plan(rest, "--base", base.parent), ["### Taken out\n\n- `up/x`"]),
     ):
         assert code == 75
         assert "the Hub does not answer" in page
         assert "127.0.0.1:9" in page
+        assert "**Nothing of it is verified**" in page
+        assert all(each in page for each in rows)
+
+
+def test_a_hub_that_is_away_is_not_asked_for_each_model(hub: LocalHub, plan: Preview, tmp_path: Path) -> None:
+    hub.fail("", times=1000, status=503)
+    assert plan(manifest(tmp_path / "a.yaml", *(f"up/m{n}" for n in range(50))))[0] == 75
+    assert len(hub.calls("")) == 3
 
 
 # ---- the base
@@ -197,10 +250,43 @@ def test_a_commit_as_base(
         assert "`up/new`" in part(page, "What this changes")
         assert "1 other entry" in page
     code, page = plan(Path("d.yaml"), "--base", "HEAD")
-    assert "1 other entry is as it was" in page
+    assert page == "## Plan preview\n\n**Nothing changes** in the manifests: the entry is as at `HEAD`.\n\n"
     for none in ("no-such-ref", "--output=x", ""):
         assert plan(Path(".."), f"--base={none}")[0] == 2
     assert not list(folder.rglob("x"))
+
+
+def test_files_that_come_and_go(
+    original: Callable[..., str], plan: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two entries for a model the new one is told to go; a file in a folder, or of another kind, is not read."""
+    for each in "abc":
+        original(f"up/{each}")
+    folder = tmp_path / "repo"
+    manifest(folder / "manifests/m.yaml", "up/a", "up/b")
+    manifest(folder / "manifests/z.yaml", "up/c")
+    git(folder, "init", "-q")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "x")
+    monkeypatch.chdir(folder)
+    (folder / "manifests/z.yaml").rename(folder / "manifests/y.yaml")
+    code, page = plan(Path("manifests"), "--base", "HEAD")
+    assert (code, "**Nothing changes** in the manifests: the 3 entries are as at `HEAD`." in page) == (0, True)
+    manifest(folder / "manifests/b.yaml", "up/d", "up/b")
+    code, page = plan(Path("manifests"), "--base", "HEAD")
+    assert (code, "| `manifests/b.yaml:6` | up/b is already asked for at manifests/m.yaml:6" in page) == (2, True)
+    (folder / "manifests/b.yaml").unlink()
+    (folder / "manifests/m.yaml").unlink()
+    manifest(folder / "manifests/more/b.yaml", "up/d")
+    (folder / "manifests/list.txt").write_text("up/d\n")
+    git(folder, "add", ".")
+    code, page = plan(Path("manifests"), "--base", "HEAD")
+    assert code == 0
+    assert re.findall(r"- `(\S+)` is changed, and \*\*not read\*\*", page) == [
+        "manifests/list.txt",
+        "manifests/more/b.yaml",
+    ]
+    assert re.findall(r"^- `(\S+)`: nothing", part(page, "Taken out"), re.MULTILINE) == ["up/a", "up/b"]
 
 
 def test_a_base_with_mistakes(original: Callable[..., str], plan: Preview, tmp_path: Path) -> None:
@@ -301,10 +387,29 @@ def test_beside_the_lines_on_github(
     path = manifest(tmp_path / "a.yaml", "up/nc")
     assert main(["plan", "--markdown", "--manifests", str(path)]) == 0
     assert f"::warning file={path},line=5::up/nc: the licence" in capfd.readouterr().err
+    base = manifest(tmp_path / "base/a.yaml", "up/x").parent
+    assert main(["plan", "--markdown", "--manifests", str(path), "--base", str(base)]) == 1
+    assert f"::error file={path},line=5::up/nc: the licence" in capfd.readouterr().err
     manifest(path, "{id: up/nc, licence: x}")
     assert main(["plan", "--markdown", "--manifests", str(path)]) == 2
     assert f"::error file={path},line=5::unknown key" in capfd.readouterr().err
     assert preview.annotate("error", "a:b,%.yaml:3", "x\n::y%") == "::error file=a%3Ab%2C%25.yaml,line=3::x%0A::y%25"
+
+
+@pytest.mark.parametrize("away", [True, False])
+def test_what_is_logged_after_the_annotations_is_no_command(
+    away: bool, plan: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """GitHub takes `::x::` at the start of a line, and `##[x]` anywhere, for a command."""
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    path = manifest(tmp_path / "a.yaml", "up/x" if away else "{id: '##[add-matcher]x'}")
+    assert main(["plan", "--markdown", "--manifests", str(path)]) == (75 if away else 2)
+    lines = capfd.readouterr().err.splitlines()
+    stop = next(number for number, line in enumerate(lines) if re.fullmatch(r"::stop-commands::[0-9a-f]{32}", line))
+    assert all(line.startswith(f"::error file={path},line=") for line in lines[:stop])
+    assert stop == (0 if away else 1)
+    assert lines[stop + 1].startswith("hft2ane: ")
 
 
 # ---- the forecast

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -87,26 +88,33 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def show_preview(options: argparse.Namespace) -> int:
-    """The page to standard output, whatever happens; on GitHub what is wrong also beside its line."""
+    """The page to standard output, whatever happens; on GitHub what is wrong also beside its line. Exit code 1: what
+    is changed will not do as it is."""
     from hft2ane import preview
+    from hft2ane.hub import Hub
 
-    on_github = os.environ.get("GITHUB_ACTIONS") == "true"
+    def tell(annotations: Iterable[str]) -> None:
+        if os.environ.get("GITHUB_ACTIONS") == "true":
+            print(*annotations, preview.quiet(), sep="\n", file=sys.stderr)
+
     try:
-        found = preview.make(paths(options), options.organization, options.only, options.wave, options.base)
+        asked = preview.read(paths(options), options.organization, options.only, options.base)
     except ManifestError as err:
         print(preview.problems(err))
-        if on_github:
-            for where, text in err.problems:
-                print(preview.annotate("error", where, text), file=sys.stderr)
+        tell(preview.annotate("error", where, text) for where, text in err.problems)
         raise
+    try:
+        found = preview.look(asked, Hub(), options.wave)
     except HubUnavailable as err:
-        print(preview.unavailable(err))
+        print(preview.unavailable(err, asked))
+        tell(())
         raise
     print(preview.markdown(found))
-    if on_github:
-        for line in preview.annotations(found):
-            print(line, file=sys.stderr)
-    return 0
+    tell(preview.annotations(found))
+    if found.faulty:
+        count = "1 entry" if len(found.faulty) == 1 else f"{len(found.faulty)} entries"
+        print(f"hft2ane: {count} of those changed will not do, see what needs attention", file=sys.stderr)
+    return 1 if found.faulty else 0
 
 
 def run(options: argparse.Namespace) -> int:
