@@ -304,7 +304,12 @@ FILES: list[tuple[str | bytes, int, str]] = [
     ("models: []\ndefaults:\n  publish:\n    name: x\n", 4, "defaults.publish.name: the template needs {name} in it"),
     ("models: []\ndefaults:\n  publish:\n    name: '{name}{id}'\n", 4, "the template needs {name} in it, once"),
     ("models: []\ndefaults:\n  publish:\n    name: '../{name}'\n", 4, "'../{name}' will not do"),
-    ("models: []\ndefaults:\n  publish: {id: x}\n", 3, "unknown key 'id' in `publish`"),
+    ("models: []\ndefaults:\n  publish: {idd: x}\n", 3, "unknown key 'idd' in `publish`; known"),
+    (
+        "models: []\ndefaults:\n  publish: {lengths: [64]}\n",
+        3,
+        "'lengths' in `publish`; it belongs beside `publish`, not",
+    ),
     ("models: [a/b]\n", 1, "no organisation to publish to: add `publish: {organization: …}` to `defaults:`"),
     ("models: [a/b]\ndefaults:\n  publish: {name: '{name}'}\n", 3, "no organisation to publish to"),
     ("models: [a/b]\ndefaults: {publish: {organization: a, name: '{name}'}}\n", 1, "published over a/b"),
@@ -393,6 +398,8 @@ def test_a_files_name_can_be_printed(tmp_path: Path) -> None:
 def test_a_folder_without_manifests(tmp_path: Path) -> None:
     with pytest.raises(ManifestError, match=r"a folder without \*\.yaml"):
         read_manifests([tmp_path])
+    with pytest.raises(ManifestError, match=r"none:1: cannot be read \(No such file or directory\): give a manifest"):
+        read_manifests([tmp_path / "none"])
 
 
 def test_nothing_is_run_by_tags(tmp_path: Path) -> None:

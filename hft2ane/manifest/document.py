@@ -42,7 +42,7 @@ def text_of(path: Path, file: File) -> str | None:
     if path.is_dir():
         file.refuse(1, "a folder without *.yaml: give a manifest file, or a folder of them")
         return None
-    if path.suffix != ".yaml":
+    if path.suffix != ".yaml" and path.exists():
         file.refuse(1, "a manifest's name ends in .yaml: rename it")
         return None
     try:

@@ -59,6 +59,8 @@ def _unknown_key(place: Place) -> str:
     known = KEYS[holder]
     if holder in ("", "defaults") and key in KEYS["models"]:
         near = "; it belongs in `defaults`" if key in KEYS["defaults"] else "; it belongs to an entry of `models`"
+    elif holder in ("publish", "gates") and key in KEYS["models"]:
+        near = f"; it belongs beside `{holder}`, not in it"
     else:
         near = _nearest(key, known)
     within = f" in `{holder}`" if holder else ""
