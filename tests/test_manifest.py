@@ -3,6 +3,7 @@
 import importlib
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -527,6 +528,18 @@ def test_good_manifests_are_read(scratch: Path, ids: list[str], lengths: list[in
     assert [one.id for one in found] == ids
     assert [one.repo for one in found] == [f"org-x/{id.split('/')[1]}-ane" for id in ids]
     assert all(one.recipe.lengths == tuple(sorted(lengths)) for one in found)
+
+
+def test_the_examples_of_the_docs(tmp_path: Path) -> None:
+    """And between them they have every key."""
+    pages = [(ROOT / name).read_text() for name in ("CONTRIBUTING.md", "docs/publish.md")]
+    examples = [text for page in pages for text in re.findall(r"^```yaml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)]
+    assert len(examples) == 3
+    for text in examples:
+        assert wanted(tmp_path, text if "models:" in text else HEAD + text)
+    words = set(re.findall(r"(?:^|[ {])(\w+):", "".join(examples), re.MULTILINE))
+    keys = {key for name in ("", "models", "publish") for key in schema.KEYS[name]}
+    assert keys - words == {"target"}  # has one value only, so far
 
 
 def test_our_own_manifests() -> None:

@@ -132,6 +132,17 @@ def test_a_pull_requests_code_sees_no_secret_and_no_machine_of_ours() -> None:
     assert workflow("manifest")["on"] == {"pull_request": {"paths": ["manifests/**"]}}
 
 
+def test_main_is_checked_to_the_end_and_by_the_names_that_the_docs_give() -> None:
+    """A rule that asks for a check of another name waits for ever."""
+    found = workflow("check")
+    assert found["concurrency"]["cancel-in-progress"] == "${{ github.event_name == 'pull_request' }}"
+    names = [f"`linux ({version})`" for version in found["jobs"]["linux"]["strategy"]["matrix"]["python"]]
+    assert re.findall(r"`linux[^`]*`", (ROOT / "docs/github.md").read_text()) == names
+    assert "name" not in found["jobs"]["linux"]
+    (label,) = load(GITHUB / "ISSUE_TEMPLATE/model.yml")["labels"]
+    assert f"`{label}`" in (ROOT / "docs/github.md").read_text()
+
+
 def test_secrets_are_for_main_and_its_environment() -> None:
     for name in NAMES:
         for job in workflow(name)["jobs"].values():
