@@ -44,6 +44,13 @@ CLASSES: Mapping[str, Task] = {
     "EncoderDecoderModel": "text2text-generation",
     "Model": "feature-extraction",
 }
+# Tasks whose weights above the encoder may be taken for one another's; a checkpoint of one row lacks some of another.
+HEADS: tuple[tuple[Task, ...], ...] = (
+    ("fill-mask", "text-generation", "next-sentence-prediction"),
+    ("text-classification", "token-classification", "multiple-choice", "question-answering"),
+    ("replaced-token-detection",),
+)
+PADDED = ("camembert", "mpnet", "roberta", "xlm-roberta")  # families whose first position is that after padding's
 UNTYPED = dict.fromkeys(
     ("distilbert", "modernbert", "mpnet"), 1
 )  # families that do not tell a first text from a second
@@ -103,15 +110,19 @@ def task_of(job: Job, config: Config | None) -> tuple[Task | None, str]:
         return "sentence-embedding", f"there is a {PIPELINE}"
     if config is None:
         return None, "config.json cannot be read"
-    architectures = config.get("architectures")
-    named = [each for each in architectures if isinstance(each, str)] if isinstance(architectures, list) else []
-    for name in named:
-        for end, task in CLASSES.items():
-            if name.endswith(end):
-                return task, f"config.json names {name}"
-    if not named:
+    for name, task in named(config).items():
+        if task:
+            return task, f"config.json names {name}"
+    if not named(config):
         return None, "config.json names no class: the weights will tell"
-    return None, f"config.json names {', '.join(named)}, which no task has: say `task:` in the manifest"
+    return None, f"config.json names {', '.join(named(config))}, which no task has: say `task:` in the manifest"
+
+
+def named(config: Config) -> dict[str, Task | None]:
+    """The classes of transformers that config.json names, with the task of each."""
+    found = config.get("architectures")
+    names = [each for each in found if isinstance(each, str)] if isinstance(found, list) else []
+    return {name: next((task for end, task in CLASSES.items() if name.endswith(end)), None) for name in names}
 
 
 def contract(
@@ -173,9 +184,18 @@ def refusals(job: Job, config: Config | None, sizes: Mapping[Variant, int]) -> l
             family(model_type)
         except UnknownFamily as err:
             found.append(str(err))
+    elif named(config) and (task := task_of(job, config))[0] is None:
+        found.append(task[1])
+    elif misfit := other_head(job.recipe.task, config):
+        found.append(misfit)
     positions, longest = number(config, "max_position_embeddings"), max(job.recipe.lengths)
+    if positions and model_type in PADDED:
+        padding = config.get("pad_token_id", 1)
+        positions -= 1 + padding if isinstance(padding, int) else 0
     if positions and longest > positions:
-        found.append(f"{longest} tokens are asked for, the model has {positions} positions: correct `lengths:`")
+        found.append(
+            f"{longest} tokens are asked for, the model has {positions} positions for them: correct `lengths:`"
+        )
     system = LintSettings().system
     most = WEIGHTS_MOST[system]
     for variant, bytes_ in sizes.items():
@@ -185,3 +205,12 @@ def refusals(job: Job, config: Config | None, sizes: Mapping[Variant, int]) -> l
                 f"{megabytes(most)}: ask for smaller `variants:`"
             )
     return found
+
+
+def other_head(task: Task | None, config: Config) -> str | None:
+    """Why this checkpoint cannot do the task that the manifest asks for, as far as the names of its classes tell."""
+    heads = next((row for row in HEADS if task in row), None)
+    theirs = set(named(config).values())
+    if heads is None or not theirs <= {each for row in HEADS for each in row} or theirs & set(heads):
+        return None
+    return f"config.json names {', '.join(named(config))}, whose weights have no head for {task}: correct `task:`"

@@ -45,6 +45,9 @@ from hft2ane.survey import Survey, survey, wanted
 
 LIMIT = 1_000_000  # bytes: GitHub takes 1 MiB a step
 LONGEST = 600  # characters of one text from outside
+PATIENCE = (
+    60.0  # seconds that the Hub may ask to wait: the check ends after 5 minutes, and has no page if it is not done
+)
 
 Kind = Literal["new", "changed", "paused", "resumed"]
 
@@ -142,7 +145,9 @@ def before(commit: str, manifests: Sequence[Path], organization: str | None) -> 
 def touched(commit: str, manifests: Sequence[Path]) -> set[Path]:
     """The files below these paths that are otherwise than at this commit, or not known to git."""
     paths = [path.resolve().as_posix() for path in manifests]
-    changed = _names("diff", "--name-only", "--no-renames", "--diff-filter=d", "-z", commit, "--", *paths)
+    changed = _names(
+        "diff", "--name-only", "--no-relative", "--no-renames", "--diff-filter=d", "-z", commit, "--", *paths
+    )
     new = _names("ls-files", "--others", "--exclude-standard", "--full-name", "-z", "--", *paths)
     return {_root() / name for name in (*changed, *new)}
 
@@ -191,7 +196,7 @@ def _differences(old: Wanted, new: Wanted) -> Iterator[str]:
 
 def read(manifests: Sequence[Path], organization: str | None, only: Sequence[str] | None, base: str | None) -> Asked:
     """What these manifests say, and with `base`, a folder of manifests or a commit of this git repository, what of it
-    is otherwise than there. ManifestError; BadInput: `base` is neither."""
+    is otherwise than there: than where HEAD left it, if it has gone on. ManifestError; BadInput: `base` is neither."""
     if base is None:
         return Asked(wanted(manifests, organization, only), None, None, (), (), complete=not only)
     commit, order = "", list(manifests)
@@ -200,7 +205,7 @@ def read(manifests: Sequence[Path], organization: str | None, only: Sequence[str
         found = _git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{base}^{{commit}}")
         if not found:
             raise BadInput(f"--base {base!r} is neither a folder nor a commit of a git repository here: fetch it first")
-        commit = found.decode().strip()
+        commit = (_git("merge-base", found.decode().strip(), "HEAD") or found).decode().strip()
         changed = touched(commit, manifests)
         files = {file.parent.resolve() / file.name: file for file in listed(manifests)}
         unread = tuple(sorted(os.path.relpath(each) for each in changed - files.keys()))

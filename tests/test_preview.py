@@ -17,7 +17,7 @@ from hft2ane import preview
 from hft2ane.cli import main
 from hft2ane.errors import ManifestError
 from hft2ane.families import FAMILIES, family
-from hft2ane.forecast import CLASSES, contract, forecast, minutes, size, task_of
+from hft2ane.forecast import CLASSES, contract, forecast, minutes, other_head, refusals, size, task_of
 from hft2ane.localhub import LocalHub
 from hft2ane.manifest.read import read_manifests
 from hft2ane.records import read
@@ -134,14 +134,21 @@ def test_what_the_night_would_refuse(original: Callable[..., str], plan: Preview
     original("up/gpt", BERT | {"model_type": "gpt2"})
     original("up/short", BERT | {"max_position_embeddings": 12})
     original("up/own", BERT | {"auto_map": {"AutoModel": "x.X"}})
+    original("up/roberta", BERT | {"model_type": "roberta", "max_position_embeddings": 17})
+    original("up/unclear", BERT | {"architectures": ["BertForPreTraining"]})
     original("up/fine")
-    code, page = plan(manifest(tmp_path / "a.yaml", "up/gpt", "up/short", "up/own", "up/fine"))
+    names = ["up/gpt", "up/short", "up/own", "up/roberta", "up/unclear", "{id: up/fine, task: text-generation}"]
+    original("up/head")
+    code, page = plan(manifest(tmp_path / "a.yaml", *names, "{id: up/head, task: question-answering}"))
     attention = part(page, "Needs attention")
     assert code == 0
-    assert "**1 to create, 3 would fail**" in page
-    assert page.count("| would fail | see *Needs attention* |") == 3
+    assert "**1 to create, 6 would fail**" in page
+    assert page.count("| would fail | see *Needs attention* |") == 6
     assert "no family for model\\_type 'gpt2'" in attention
-    assert "16 tokens are asked for, the model has 12 positions: correct `lengths:`" in attention
+    assert "16 tokens are asked for, the model has 12 positions for them: correct `lengths:`" in attention
+    assert "16 tokens are asked for, the model has 15 positions" in attention
+    assert "names BertForPreTraining, which no task has: say `task:` in the manifest" in attention
+    assert "names BertForMaskedLM, whose weights have no head for question-answering: correct `task:`" in attention
     assert "auto\\_map" in attention
     assert "up/fine" not in attention
     assert page.count("<details>") == 1
@@ -222,6 +229,14 @@ def test_a_hub_that_is_away_is_not_asked_for_each_model(hub: LocalHub, plan: Pre
     assert len(hub.calls("")) == 3
 
 
+def test_a_hub_that_asks_to_wait_for_long(hub: LocalHub, plan: Preview, tmp_path: Path) -> None:
+    """A page that says so is better than none, when the check's time is up."""
+    hub.fail("/api/models/up/x/", times=1, status=429, headers={"Retry-After": "290"})
+    code, page = plan(manifest(tmp_path / "a.yaml", "up/x"))
+    assert code == 75
+    assert "it asks to wait 290 s" in page
+
+
 # ---- the base
 
 
@@ -272,10 +287,16 @@ def test_files_that_come_and_go(
     (folder / "manifests/z.yaml").rename(folder / "manifests/y.yaml")
     code, page = plan(Path("manifests"), "--base", "HEAD")
     assert (code, "**Nothing changes** in the manifests: the 3 entries are as at `HEAD`." in page) == (0, True)
+    (folder / "manifests/y.yaml").rename(folder / "manifests/z.yaml")
     manifest(folder / "manifests/b.yaml", "up/d", "up/b")
     code, page = plan(Path("manifests"), "--base", "HEAD")
     assert (code, "| `manifests/b.yaml:6` | up/b is already asked for at manifests/m.yaml:6" in page) == (2, True)
-    (folder / "manifests/b.yaml").unlink()
+    git(folder, "branch", "-q", "mine")
+    git(folder, "add", ".")
+    git(folder, "commit", "-q", "-m", "main goes on")
+    git(folder, "tag", "gone-on")
+    git(folder, "checkout", "-q", "-f", "mine")
+    assert "**Nothing changes**" in plan(Path("manifests"), "--base", "gone-on")[1]
     (folder / "manifests/m.yaml").unlink()
     manifest(folder / "manifests/more/b.yaml", "up/d")
     (folder / "manifests/list.txt").write_text("up/d\n")
@@ -333,7 +354,7 @@ def test_what_comes_from_outside_stays_text(
     hub: LocalHub, original: Callable[..., str], plan: Preview, tmp_path: Path
 ) -> None:
     card = f"pipeline_tag: {json.dumps(EVIL)}\nlanguage: {json.dumps([EVIL, 'de'])}\n"
-    original("up/a", BERT | {"architectures": [EVIL, "\u202e::error::x"]}, card=card)
+    original("up/a", BERT | {"architectures": [f"{EVIL}Model", "\u202e::error::x"]}, card=card)
     original("up/b", BERT | {"model_type": EVIL})
     original("up/c", license=json.dumps(EVIL))
     path = manifest(
@@ -423,6 +444,34 @@ def test_tasks_by_the_names_of_classes() -> None:
             assert task_of(job, {"architectures": [module.ORIGINAL]})[0] == task, (name, task)
     assert set(CLASSES.values()) >= {task for name in FAMILIES for task in family(name).tasks}
     assert task_of(Job("create", "", "a/b", "o/b"), {"architectures": ["BertForPreTraining"]})[0] is None
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if not family(name).parts])
+def test_lengths_are_the_familys(name: str) -> None:
+    config = transformers.AutoConfig.for_model(name, **ROWS[name].tiny)
+    most = family(name).tasks["feature-extraction"].limit(config)
+    for length, refused in ((most, 0), (most + 1, 1)):
+        job = Job("create", "", "a/b", "o/b", recipe=Recipe(lengths=(length,)))
+        assert len(refusals(job, config.to_dict(), {})) == refused
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if not family(name).parts])
+def test_heads_are_the_familys(name: str) -> None:
+    """What is refused for its head lacks some of it in such a checkpoint; and something is refused."""
+    found = 0
+    for named, module in family(name).tasks.items():
+        settings = {**ROWS[name].tiny, **ROWS[name].needs.get(named, {})}
+        config = transformers.AutoConfig.for_model(name, **settings)
+        with torch.device("meta"):
+            theirs = getattr(transformers, module.ORIGINAL)(config)
+        stored = {each.removeprefix(f"{theirs.base_model_prefix}.") for each in theirs.state_dict()}
+        stored |= {each.rpartition(".")[0] for each in stored}
+        for wanted in family(name).tasks:
+            if other_head(wanted, {"architectures": [module.ORIGINAL]}):
+                head = {*family(name).rows(wanted, config)} - {*family(name).rows("feature-extraction", config)}
+                assert head - stored, (named, wanted)
+                found += 1
+    assert found > 4
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if not family(name).parts])

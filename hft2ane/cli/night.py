@@ -103,8 +103,10 @@ def show_preview(options: argparse.Namespace) -> int:
         print(preview.problems(err))
         tell(preview.annotate("error", where, text) for where, text in err.problems)
         raise
+    hub = Hub()
+    hub.patience = preview.PATIENCE
     try:
-        found = preview.look(asked, Hub(), options.wave)
+        found = preview.look(asked, hub, options.wave)
     except HubUnavailable as err:
         print(preview.unavailable(err, asked))
         tell(())
