@@ -126,6 +126,7 @@ def test_a_pull_requests_code_sees_no_secret_and_no_machine_of_ours() -> None:
         if "pull_request" in workflow(name)["on"]:
             text = (GITHUB / f"workflows/{name}.yml").read_text()
             assert not re.search(r"\$\{\{[^}]*\bsecrets\b", text)
+            assert not re.search(r"\bgithub\s*\.\s*token\b|GITHUB_TOKEN", text)
             assert "environment" not in text
             for job in workflow(name)["jobs"].values():
                 assert job["runs-on"] in ("ubuntu-24.04", "macos-15")
