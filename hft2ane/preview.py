@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
+from urllib.parse import quote
 
 from markupsafe import Markup
 
@@ -264,7 +265,7 @@ def problems(err: ManifestError, limit: int = LIMIT) -> str:
     """All that is wrong in the manifests."""
     count = f"{len(err.problems)} problem{'s' if len(err.problems) > 1 else ''}"
     head = f"## Plan preview: {count} in the manifests\n\nNothing is planned before they are mended."
-    lines = [str(row([code(at), said(text)])) for at, text in err.problems]
+    lines = [str(row([place(where), said(text)])) for where, text in err.problems]
     return fit([Block("", [head]), Block("| Where | What, and what to do |\n|:--|:--|", lines, "\n")], limit)
 
 
@@ -420,17 +421,26 @@ def unread(asked: Asked) -> list[str]:
 
 def attention(jobs: Sequence[Job], models: Mapping[str, Wanted], preview: Preview) -> Iterator[str]:
     """What will not be done, or would fail, and what to do about it; by file and line."""
-    for job in sorted(jobs, key=lambda job: place(models[job.repo]) if job.repo in models else ("", 0)):
+    for job in sorted(jobs, key=lambda job: line_of(models[job.repo].where) if job.repo in models else ("", 0)):
         if job.action in ("blocked", "held") and job.repo not in preview.paused:
-            yield f"- {code(job.id)} at {code(models[job.repo].where)} is **{job.action}**: {reason(job, preview)}"
+            yield f"- {code(job.id)} at {place(models[job.repo].where)} is **{job.action}**: {reason(job, preview)}"
         if found := preview.forecasts.get(job.repo):
             for text in found.refusals:
-                yield f"- {code(job.id)} at {code(models[job.repo].where)} **would fail**: {said(text)}"
+                yield f"- {code(job.id)} at {place(models[job.repo].where)} **would fail**: {said(text)}"
 
 
-def place(model: Wanted) -> tuple[str, int]:
-    file, _, line = model.where.rpartition(":")
+def line_of(where: str) -> tuple[str, int]:
+    file, _, line = where.rpartition(":")
     return file, int(line)
+
+
+def place(where: str) -> Markup:
+    """`file:line`; on GitHub a link to it."""
+    file, line = line_of(where)
+    server, repo, commit = (os.environ.get(f"GITHUB_{name}") for name in ("SERVER_URL", "REPOSITORY", "SHA"))
+    if not (server and repo and commit) or Path(file).is_absolute():
+        return code(where)
+    return Markup("[") + code(where) + Markup(f"]({server}/{repo}/blob/{commit}/{quote(file)}#L{line})")
 
 
 def reason(job: Job, preview: Preview) -> Markup:

@@ -67,6 +67,7 @@ def plan(hub: LocalHub, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFi
     """`hft2ane plan --markdown` in this process: the exit code, and the page."""
     monkeypatch.setenv("HF_ENDPOINT", hub.url)
     monkeypatch.setattr("hft2ane.hub.Hub.waits", (0.0, 0.0))
+    monkeypatch.delenv("GITHUB_SHA", raising=False)  # CI's own
 
     def call(manifests: Path, *more: object) -> tuple[int, str]:
         code = main(["plan", "--markdown", "--manifests", str(manifests), *map(str, more)])
@@ -415,6 +416,18 @@ def test_beside_the_lines_on_github(
     assert main(["plan", "--markdown", "--manifests", str(path)]) == 2
     assert f"::error file={path},line=5::unknown key" in capfd.readouterr().err
     assert preview.annotate("error", "a:b,%.yaml:3", "x\n::y%") == "::error file=a%3Ab%2C%25.yaml,line=3::x%0A::y%25"
+
+
+def test_places_are_links_on_github(plan: Preview, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("SERVER_URL", "https://github.example"), ("REPOSITORY", "o/r"), ("SHA", "f00")):
+        monkeypatch.setenv(f"GITHUB_{name}", value)
+    path = manifest(Path("m/a (b).yaml"), "up/none")
+    link = "[`m/a (b).yaml:5`](https://github.example/o/r/blob/f00/m/a%20%28b%29.yaml#L5)"
+    assert f"- `up/none` at {link} is **blocked**" in plan(path)[1]
+    manifest(path, "none")
+    assert f"| {link} | id: 'none' will not do" in plan(path)[1]
+    assert "blob" not in plan(path.absolute())[1]
 
 
 @pytest.mark.parametrize("away", [True, False])
