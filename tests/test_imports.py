@@ -46,6 +46,7 @@ LAYERS = (
     ("card", "export", "plan", "publish", "source", "verify"),
     ("forecast",),
     (
+        "asked",
         "cli",
         "demo",
         "doctor",
@@ -144,6 +145,7 @@ LIGHT = (
     "demo",
     "families",
     "forecast",
+    "asked",
     "preview",
 )
 

@@ -14,6 +14,7 @@ import transformers
 from markdown_it import MarkdownIt
 
 from hft2ane import preview
+from hft2ane.asked import Changes, compare
 from hft2ane.cli import main
 from hft2ane.errors import ManifestError
 from hft2ane.families import FAMILIES, family
@@ -335,13 +336,13 @@ def test_what_is_otherwise_in_an_entry() -> None:
         "id a/b → A/b": Wanted("A/b", "o/b-ane", "y.yaml:9"),
     }
     for what, new in cases.items():
-        found = preview.compare([old], [new])
+        found = compare([old], [new])
         assert found.changed[new.id].what == what
         assert bool(found.removed) == (new.repo == "o/c")
-    assert preview.compare([old], [Wanted("a/b", "o/b-ane", "y.yaml:9")]) == preview.Changes({}, (), 1)
+    assert compare([old], [Wanted("a/b", "o/b-ane", "y.yaml:9")]) == Changes({}, (), 1)
     paused = Wanted("a/b", "o/b-ane", "x.yaml:1", paused="why")
-    assert preview.compare([paused], [old]).changed["a/b"].kind == "resumed"
-    assert preview.compare([old], [paused]).changed["a/b"].kind == "paused"
+    assert compare([paused], [old]).changed["a/b"].kind == "resumed"
+    assert compare([old], [paused]).changed["a/b"].kind == "paused"
 
 
 # ---- text from outside

@@ -91,6 +91,7 @@ def show_preview(options: argparse.Namespace) -> int:
     """The page to standard output, whatever happens; on GitHub what is wrong also beside its line. Exit code 1: what
     is changed will not do as it is."""
     from hft2ane import preview
+    from hft2ane.asked import read
     from hft2ane.hub import Hub
 
     def tell(annotations: Iterable[str]) -> None:
@@ -98,7 +99,7 @@ def show_preview(options: argparse.Namespace) -> int:
             print(*annotations, preview.quiet(), sep="\n", file=sys.stderr)
 
     try:
-        asked = preview.read(paths(options), options.organization, options.only, options.base)
+        asked = read(paths(options), options.organization, options.only, options.base)
     except ManifestError as err:
         print(preview.problems(err))
         tell(preview.annotate("error", where, text) for where, text in err.problems)
