@@ -458,12 +458,14 @@ def test_sleep() -> None:
 
 def test_core_mls_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     e5 = tmp_path / "home/Library/Caches/python3.11/com.apple.e5rt.e5bundlecache/24G84/abc"
-    for folder, name in ((e5, "model.bundle"), (tmp_path / "T/one.mlmodelc", "a"), (tmp_path / "T/two.mlmodelc", "a")):
+    shared = tmp_path / "home/Library/Caches/com.apple.e5rt.e5bundlecache/24G84/abc"  # of programs that are in no bundle
+    models = (tmp_path / "T/one.mlmodelc", tmp_path / "T/two.mlmodelc")
+    for folder, name in ((e5, "model.bundle"), (shared, "other.bundle"), *((model, "a") for model in models)):
         folder.mkdir(parents=True)
         (folder / name).write_bytes(bytes(1000))
     (tmp_path / "home/Library/Caches/other").mkdir()
     found = mac.core_ml_caches(tmp_path / "home", tmp_path / "T")
-    assert list(found.values()) == [1000, 2000]
+    assert list(found.values()) == [1000, 1000, 2000]
     monkeypatch.setattr(Path, "home", lambda: tmp_path / "home")
     assert mac.caches().verdict == "ok"
     monkeypatch.setattr(mac, "CACHES", 999)

@@ -53,7 +53,8 @@ def caches() -> Check:
 
 def core_ml_caches(home: Path, temporary: Path) -> dict[str, int]:
     """Bytes by folder: what the runtime has compiled for each program, and models compiled on the way."""
-    folders = [*home.glob("Library/Caches/*/com.apple.e5rt.e5bundlecache"), *temporary.glob("*.mlmodelc")]
+    kept, library = "com.apple.e5rt.e5bundlecache", home / "Library" / "Caches"
+    folders = [*library.glob(kept), *library.glob(f"*/{kept}"), *temporary.glob("*.mlmodelc")]
     sizes: dict[str, int] = {}
     for folder in folders:
         place = str(folder if folder.name.startswith("com.apple") else folder.parent / "*.mlmodelc")
