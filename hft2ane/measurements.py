@@ -29,7 +29,7 @@ BACKEND = "coreml {}"
 CHIP = re.compile(r"Apple [A-Z]\d{1,2}( (Pro|Max|Ultra))?( \(Virtual\))?")
 MODEL = re.compile(r"[A-Za-z]{3,20}\d{1,2},\d{1,2}")
 MACOS = re.compile(r"\d{2}(\.\d{1,2}){1,2}")
-BUILD = re.compile(r"\d{2}[A-Z]\d{1,5}[a-z]?")
+BUILD = re.compile(r"\d{2}[A-Z]\d{1,7}[a-z]?")  # `24F74`, `25A5279m` of a beta, `22F770820d` of a security response
 VERSION = re.compile(r"[0-9][0-9A-Za-z.+-]{0,40}")
 REPO = re.compile(r"[\w.-]{1,96}/[\w.-]{1,96}", re.ASCII)
 DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -110,7 +110,7 @@ def faults(m: Measurement) -> Iterator[str]:
         yield "units are none, or one of them twice"
     if not m.fidelity and not m.latency and not m.unfinished:
         yield "nothing is measured"
-    if m.mac.model.startswith("Virtual") and {"CPU_AND_NE", "ALL"} & {*m.units}:
+    if m.mac.virtual and {"CPU_AND_NE", "ALL"} & {*m.units}:
         yield "a virtual Mac has no Neural Engine"
     yield from wrong_fidelity(m)
     yield from wrong_latency(m)

@@ -62,6 +62,11 @@ def resident(m: Measurement, **changes: Any) -> dict[str, Any]:
     return {"residency": (replace(m.residency[0], placed=(placed,)),)}
 
 
+@pytest.mark.parametrize("build", ["24F74", "25A5279m", "22F770820d"])
+def test_builds_are_of_releases_betas_and_security_responses(build: str) -> None:
+    assert list(measurements.faults(synthetic(replace(MAC, build=build)))) == []
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

@@ -24,6 +24,10 @@ class Mac:
     macos: str
     build: str
 
+    @property
+    def virtual(self) -> bool:
+        return self.model.startswith("Virtual")
+
     def __str__(self) -> str:
         return f"{self.chip}, macOS {self.macos} ({self.build})"
 
