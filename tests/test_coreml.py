@@ -5,6 +5,7 @@ What is measured is in tests/test_measure.py. Here as there, nothing is computed
 
 import ast
 import inspect
+import os
 import shutil
 import subprocess
 import sys
@@ -315,6 +316,38 @@ def test_what_hangs_is_ended_with_all_it_started(monkeypatch: pytest.MonkeyPatch
             asked.ask("predict")
     assert asked.process.returncode == -9
     assert gone(pid)
+
+
+def test_what_a_kill_does_not_reach_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As a process that is inside a driver: here, one that no kill is sent to."""
+    scripted(monkeypatch, "import time; time.sleep(30)")
+    monkeypatch.setattr(process, "LETTING_GO", 0.1)
+    with monkeypatch.context() as patch:
+        patch.setattr(process.os, "killpg", lambda *_: None)
+        with Child(tmp_path, "CPU_AND_NE", 0.1) as asked, pytest.raises(NotMeasured, match="^open did not finish"):
+            asked.ask("open")
+        assert asked.process.returncode is None
+        assert asked.last_words() == "the process ended with no exit code yet"
+    asked.end()
+    asked.process.wait()
+    assert asked.process.returncode == -9
+
+
+def test_what_leaves_its_group_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Though it has the pipe that answers come through."""
+    scripted(
+        monkeypatch,
+        "import subprocess, sys\n"
+        "away = [sys.executable, '-c', 'import time; time.sleep(30)']\n"
+        "away = subprocess.Popen(away, start_new_session=True)\n"
+        "input(); print('{\"pid\": %d}' % away.pid, flush=True)\n"
+        "input()",
+    )
+    with Child(tmp_path, "CPU_AND_NE", 20.0) as asked:
+        pid = asked.ask("open")["pid"]
+    assert asked.process.returncode == -9
+    assert not gone(pid)
+    os.kill(pid, 9)
 
 
 def test_half_an_answer_is_none(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
