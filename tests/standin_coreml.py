@@ -9,6 +9,7 @@ import inspect
 import json
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,7 +45,7 @@ class Settings:
     them; `could`: types that the engine could run and does not. `noise`, `refuse`, `hang`: by unit."""
 
     devices: tuple[Device, ...] = ("cpu", "gpu", "ane")
-    macos: str = MAC.macos
+    mac: Mac = MAC
     places: dict[str, Device | None] = field(default_factory=dict)
     could: tuple[str, ...] = ()
     cost: float | None = 0.01
@@ -114,11 +115,21 @@ def install(put: Set, settings: Settings) -> None:
 
         def predict(self, *args: Any, **options: Any) -> dict[str, Any]:
             data: Mapping[str, Any] = inspect.signature(REAL["predict"]).bind(self, *args, **options).arguments["data"]
-            assert {value.dtype for value in data.values()} <= {np.dtype(np.int32), np.dtype(np.float16)}
+            assert type(data) is dict
+            for value in data.values():  # as PybindCompatibleArray takes them
+                assert value.dtype in (np.int32, np.float32)
+                assert value.flags.c_contiguous
+                assert value.flags.writeable
+            graph = self.program.function(self.function)
+            declared = {each.name: data[each.name].astype(each.dtype) for each in graph.inputs}
             noise, random = settings.noise.get(self.unit, 0.0), np.random.default_rng(0)
-            return {
-                name: value + np.asarray(noise * random.standard_normal(value.shape), value.dtype)
-                for name, value in self.program.evaluate(data, self.function).items()
+            began = time.perf_counter_ns()
+            found = self.program.evaluate(declared, self.function)
+            took = time.perf_counter_ns() - began
+            self._proxy = SimpleNamespace(get_last_predict_duration_in_nano_seconds=lambda: took)
+            return {  # of float16 too, convertArrayValueToPython makes float32
+                name: np.asarray(value + noise * random.standard_normal(value.shape), np.float32)
+                for name, value in found.items()
             }
 
     def compile_model(*args: Any, **options: Any) -> str:
@@ -132,8 +143,9 @@ def install(put: Set, settings: Settings) -> None:
         return recorded(Path(given["path"]), settings)
 
     def told(*command: str) -> str:
-        says = {"machdep.cpu.brand_string": MAC.chip, "hw.model": MAC.model, "hw.memsize": str(MAC.memory)}
-        return {**says, "-productVersion": settings.macos, "-buildVersion": MAC.build}[command[-1]]
+        mac = settings.mac
+        says = {"machdep.cpu.brand_string": mac.chip, "hw.model": mac.model, "hw.memsize": str(mac.memory)}
+        return {**says, "-productVersion": mac.macos, "-buildVersion": mac.build}[command[-1]]
 
     put(coremltools.models, "CompiledMLModel", Compiled)
     put(coremltools.models.utils, "compile_model", compile_model)

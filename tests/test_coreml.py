@@ -118,6 +118,9 @@ def test_one_function_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     found = coreml.Model(tmp_path, "tokens_8", "CPU_ONLY")({"x": np.ones((1, 8), np.int64)})
     assert model.call_args.kwargs["function_name"] == "tokens_8"
     assert (found["y"].dtype, model.return_value.predict.call_args.args[0]["x"].dtype) == (np.float16, np.int32)
+    model.return_value.predict.side_effect = RuntimeError("ANECCompile() FAILED")
+    with pytest.raises(EvaluationError, match=rf"does not run {tmp_path.name} \(main\) on CPU_ONLY: ANECCompile"):
+        coreml.Model(tmp_path, "main", "CPU_ONLY")({})
 
 
 def test_what_core_ml_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -187,9 +190,9 @@ def test_a_recorded_plan_is_read() -> None:
 
 def test_a_recorded_plan_of_something_else() -> None:
     network = compute_plan.MLModelStructure(compute_plan.MLModelStructureNeuralNetwork([]), None, None)
-    with pytest.raises(NotMeasured, match="no function main"):
+    with pytest.raises(NotMeasured, match="no function main: it has no program"):
         list(child.operations(SimpleNamespace(model_structure=network), "main"))
-    with pytest.raises(NotMeasured, match="no function other"):
+    with pytest.raises(NotMeasured, match="no function other: it has main"):
         list(child.operations(recorded(places={}, costs={}), "other"))
 
 
@@ -240,11 +243,19 @@ def test_what_a_mac_says_of_itself(inside: Settings, tmp_path: Path) -> None:
     assert coreml.probe(tmp_path, 1.0) == Host(MAC, ("cpu", "gpu", "ane"))
 
 
+def test_a_virtual_mac_has_no_engine(inside: Settings, tmp_path: Path) -> None:
+    """Should Core ML name one all the same, as a Mac's devices and not as what reaches a virtual one."""
+    inside.mac = records.Mac("Apple M1 (Virtual)", "VirtualMac2,1", 7 * 2**30, "15.5", "24F74")
+    host = coreml.probe(tmp_path, 1.0)
+    assert host == Host(inside.mac, ("cpu", "gpu"))
+    assert host.units == ("CPU_ONLY", "CPU_AND_GPU")
+
+
 # --- what is timed ---
 
 
 def test_a_latency_is_taken_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """On a clock that stands still but for the predictions, the first of which are slower."""
+    """By Core ML's clock, on which the first predictions are slower; ours runs on while Python has the outputs."""
     clock, count = [0.0], [0]
     monkeypatch.setattr(child.time, "perf_counter", lambda: clock[0])
 
@@ -253,13 +264,49 @@ def test_a_latency_is_taken_warm(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
             assert {name: (value.dtype, value.shape) for name, value in data.items()} == {"x": ("int32", (1, 8))}
             data.clear()  # coremltools changes what it is given
             count[0] += 1
-            clock[0] += 9.0 if count[0] <= 2 else 0.001 * count[0]
+            clock[0] += 100.0
+
+        @property
+        def _proxy(self) -> Any:
+            last = 9_000_000_000 if count[0] <= 2 else 1_000_000 * count[0]
+            return SimpleNamespace(get_last_predict_duration_in_nano_seconds=lambda: last)
 
     served = child.Served()
     served.model = Slow()
     process.save(tmp_path / "x.npz", {"x": np.ones((1, 8), np.int64)})
     took = served.time(str(tmp_path / "x.npz"), warm_up=2, rounds=20)["ms"]
-    assert took == pytest.approx(range(3, 23))
+    assert took == list(range(3, 23))
+
+
+def test_core_ml_s_clock_is_where_it_is_looked_for() -> None:
+    """A compiled model keeps the binding by this name, and the binding tells an MLModel's time by that one."""
+    assert "self._proxy = _MLModelProxy(" in inspect.getsource(CompiledMLModel.__init__)
+    assert "CompiledMLModel" not in inspect.getsource(MLModel)
+    told = inspect.getsource(MLModel.last_predict_duration_in_nano_seconds.fget)
+    assert "__proxy__.get_last_predict_duration_in_nano_seconds()" in told
+
+
+def test_arrays_are_such_as_the_binding_takes() -> None:
+    """It has no float16, and asks for memory that it may write to; numbers stay what they were."""
+    read_only = np.broadcast_to(np.float32(0.1), (2, 3))
+    ids = np.arange(6).reshape(2, 3).T
+    found = coreml.model.prepared({"ids": ids, "states": read_only, "half": np.float16([0.1])})
+    assert {name: value.dtype for name, value in found.items()} == {
+        "ids": "int32",
+        "states": "float32",
+        "half": "float32",
+    }
+    assert all(value.flags.c_contiguous and value.flags.writeable for value in found.values())
+    assert (found["ids"] == ids).all()
+    assert (found["states"] == np.float32(0.1)).all()
+    assert found["half"] == np.float16(0.1)
+
+
+def test_the_most_memory_does_not_fall(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = iter((5, 4, 6))
+    monkeypatch.setattr(child, "peak", lambda: next(said))
+    served = child.Served()
+    assert [served.memory()["peak"] for _ in range(3)] == [5, 5, 6]
 
 
 def test_a_latency_s_figures(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

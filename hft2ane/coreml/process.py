@@ -125,8 +125,8 @@ class Host:
 
     @property
     def units(self) -> tuple[Unit, ...]:
-        """What can be told apart here. A virtual Mac has no Neural Engine, and the figures of its other devices are not
-        to be passed off as the engine's."""
+        """What can be told apart here. Without a Neural Engine the figures of the other devices are not to be passed
+        off as the engine's."""
         needs = {"CPU_ONLY": {"cpu"}, "CPU_AND_NE": {"ane"}, "CPU_AND_GPU": {"gpu"}, "ALL": {"ane", "gpu"}}
         return tuple(unit for unit in UNITS if needs[unit] <= {"cpu", *self.devices})
 
@@ -140,7 +140,9 @@ def probe(folder: Path, timeout: float) -> Host:
     with Child(folder, "this Mac", timeout) as child:
         found = child.ask("probe")
     mac = records.parse(json.dumps(found["mac"]), Mac, "what this Mac says of itself")
-    return Host(mac, tuple(found["devices"]))
+    # Apple's Virtualization framework has no such engine to give, whatever Core ML names in a virtual Mac.
+    there = [each for each in found["devices"] if each != "ane" or not mac.virtual]
+    return Host(mac, tuple(there))
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,8 @@ class Mac:
 @dataclass(frozen=True)
 class Latency:
     """How long one function of a package takes on one compute unit, in a process of its own: `median_ms`, `p90_ms` and
-    `least_ms` of `rounds` predictions after `warm_up` others. `variant`: see `Package.what`.
+    `least_ms` of `rounds` predictions after `warm_up` others, by Core ML's own call, without what Python does to arrays
+    around it. `variant`: see `Package.what`.
 
     `compile_s`: package to compiled model; `load_s`: its first load, for which the system compiles it for the device;
     `reload_s`: the second load. `peak`: the most memory that the process had resident, in bytes, of which `before` had
