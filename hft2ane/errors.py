@@ -18,7 +18,8 @@ Hft2aneError
 ├── ExportError          the module cannot be written as a Core ML program
 ├── PackageError         an .mlpackage that cannot be read, or is not what it declares
 ├── EvaluationError      the evaluator met an op or a value it has no rule for
-│   └── NotMeasured      Core ML did not compile, load, run or plan it, or not in time
+│   └── NotMeasured      Core ML did not compile, load, run or plan it
+│       └── NotInTime    nor did it say why: it did not answer
 ├── ToolchainMismatch    installed versions are not the locked ones
 ├── GateFailed           the figures are below the gate, or could not be taken
 ├── LicenseError         the licence is unknown, changed, or does not allow redistribution
@@ -103,6 +104,9 @@ class EvaluationError(Hft2aneError): ...
 
 
 class NotMeasured(EvaluationError): ...
+
+
+class NotInTime(NotMeasured): ...
 
 
 class ToolchainMismatch(Hft2aneError): ...

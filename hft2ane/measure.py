@@ -9,6 +9,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -19,7 +20,7 @@ import numpy as np
 
 from hft2ane import coreml, disk, keys, measurements, package, records, source, verify
 from hft2ane.coreml import Compiled, Host
-from hft2ane.errors import BadInput, GateFailed, NotMeasured
+from hft2ane.errors import BadInput, GateFailed, NotInTime, NotMeasured
 from hft2ane.hub import Hub
 from hft2ane.mil import open_package
 from hft2ane.mil.compare import sample_inputs
@@ -49,6 +50,9 @@ NO_ENGINE = "the Neural Engine: Core ML finds none on this Mac, as on a virtual 
 NO_PLAN = f"{SHARE}: Core ML tells it from macOS 14.4 on"
 SUPPORTED = "Core ML could run it on the engine and prefers not to"
 UNSUPPORTED = "Core ML does not support it on the engine"
+# After so many answers that did not come, a unit is asked nothing more: with a service of Apple's that hangs, each
+# question costs the whole time-out, and a build has two hours for all of them.
+LATE = 2
 
 
 def look(units: Sequence[Unit] = (), timeout: float = coreml.TIMEOUT) -> tuple[Host, tuple[Unit, ...]]:
@@ -220,6 +224,7 @@ class Asking:
         self.folder, self.work, self.host, self.units = folder, work, host, units
         self.timeout, self.progress = timeout, progress
         self.unfinished: list[Unfinished] = []
+        self.late: Counter[str] = Counter()  # by unit, "" for what is of none
 
     @contextlib.contextmanager
     def trying(
@@ -228,16 +233,25 @@ class Asking:
         try:
             yield
         except NotMeasured as err:
+            self.late[unit] += isinstance(err, NotInTime)
             self.unfinished.append(Unfinished(variant, function, unit, doing, str(err)))
+
+    def answering(self, unit: Unit | Literal[""]) -> None:
+        """NotMeasured: it seems to hang."""
+        if self.late[unit] >= LATE:
+            raise NotMeasured(f"not asked, since {unit or 'Core ML'} had not answered in time {LATE} times before")
 
     @contextlib.contextmanager
     def running(self, compiled: Compiled, function: str, unit: Unit) -> Iterator[coreml.Runner]:
+        """NotMeasured."""
+        self.answering(unit)
         with contextlib.closing(coreml.Runner(compiled, function, unit, self.work, self.timeout)) as runner:
             yield runner
 
     def compile(self, what: str, path: Path) -> Compiled | None:
         self.progress(f"compile {path.name}", 0.05)
         with self.trying("compile", what):
+            self.answering("")
             return coreml.compile_package(path, Path(tempfile.mkdtemp(dir=self.work)) / "compiled", self.timeout)
         return None
 
@@ -247,6 +261,7 @@ class Asking:
         for unit in self.units:
             self.progress(f"time {what} {function} on {unit}", 0.2)
             with self.trying("load and time", what, function, unit):
+                self.answering(unit)
                 found.append(coreml.timed(what, compiled, function, unit, inputs, self.work, self.timeout))
         return found
 
@@ -258,6 +273,7 @@ class Asking:
         plans: list[Plan] = []
         for function in functions:
             with self.trying("plan", what, function, ENGINE):
+                self.answering(ENGINE)
                 plans.append(coreml.plan(path, function, self.work, self.timeout))
         whole = {of: planned for plan in plans for of, planned in plan.items()}
         return reside(what, lint(path, plan=whole)) if plans else None

@@ -22,7 +22,7 @@ from coremltools.models import compute_device, compute_plan
 from coremltools.models.compute_plan import MLComputePlan
 
 from hft2ane.coreml import child
-from hft2ane.errors import NotMeasured
+from hft2ane.errors import NotInTime, NotMeasured
 from hft2ane.mil import open_package
 from hft2ane.mil.load import Op, load
 from hft2ane.records.lint import Device
@@ -178,7 +178,7 @@ class Inside:
 
     def ask(self, do: str, **given: object) -> dict[str, Any]:
         if do == "open" and self.on in self.settings.hang:
-            raise NotMeasured(f"{do} did not finish in {self.timeout:g} s on {self.on}")
+            raise NotInTime(f"{do} did not finish in {self.timeout:g} s on {self.on}")
         try:
             answer = getattr(self.served, do)(**json.loads(json.dumps(given)))
         except Exception as err:

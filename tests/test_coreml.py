@@ -24,7 +24,7 @@ from coremltools.models.utils import compile_model
 
 from hft2ane import coreml, export
 from hft2ane.coreml import Child, Compiled, Host, child, process
-from hft2ane.errors import EvaluationError, NotMeasured
+from hft2ane.errors import EvaluationError, NotInTime, NotMeasured
 from hft2ane.mil.load import load
 from hft2ane.records.lint import Planned
 from hft2ane.records.mac import UNITS, Mac
@@ -359,7 +359,7 @@ def test_what_hangs_is_ended_with_all_it_started(monkeypatch: pytest.MonkeyPatch
     with Child(tmp_path, "CPU_AND_NE", 20.0) as asked:
         pid = asked.ask("open")["pid"]
         asked.timeout = 0.2
-        with pytest.raises(NotMeasured, match=r"^predict did not finish in 0\.2 s on CPU_AND_NE$"):
+        with pytest.raises(NotInTime, match=r"^predict did not finish in 0\.2 s on CPU_AND_NE$"):
             asked.ask("predict")
     assert asked.process.returncode == -9
     assert gone(pid)

@@ -458,7 +458,9 @@ def test_sleep() -> None:
 
 def test_core_mls_caches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     e5 = tmp_path / "home/Library/Caches/python3.11/com.apple.e5rt.e5bundlecache/24G84/abc"
-    shared = tmp_path / "home/Library/Caches/com.apple.e5rt.e5bundlecache/24G84/abc"  # of programs that are in no bundle
+    shared = (
+        tmp_path / "home/Library/Caches/com.apple.e5rt.e5bundlecache/24G84/abc"
+    )  # of programs that are in no bundle
     models = (tmp_path / "T/one.mlmodelc", tmp_path / "T/two.mlmodelc")
     for folder, name in ((e5, "model.bundle"), (shared, "other.bundle"), *((model, "a") for model in models)):
         folder.mkdir(parents=True)

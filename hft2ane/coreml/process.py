@@ -25,7 +25,7 @@ from typing import Any, Self
 import numpy as np
 
 from hft2ane import records
-from hft2ane.errors import NotMeasured
+from hft2ane.errors import NotInTime, NotMeasured
 from hft2ane.records.lint import Device, Plan, Planned
 from hft2ane.records.mac import ENGINE, UNITS, Latency, Mac, Unit
 
@@ -77,7 +77,7 @@ class Child:
             self.process.wait(LETTING_GO)
 
     def ask(self, do: str, **given: object) -> dict[str, Any]:
-        """NotMeasured: no answer in time, or an error, or the process is no more."""
+        """NotMeasured: an error, or the process is no more. NotInTime."""
         assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # `line` says what became of it
             self.process.stdin.write(json.dumps({"do": do, **given}).encode() + b"\n")
@@ -94,7 +94,7 @@ class Child:
             left = late - time.monotonic()
             if left <= 0 or not select.select([self.process.stdout], [], [], left)[0]:
                 self.end()
-                raise NotMeasured(f"{do} did not finish in {self.timeout:g} s on {self.on}")
+                raise NotInTime(f"{do} did not finish in {self.timeout:g} s on {self.on}")
             if not (read := os.read(self.process.stdout.fileno(), 1 << 16)):
                 raise NotMeasured(f"{do} on {self.on}: {self.last_words()}")
             self.unread += read
