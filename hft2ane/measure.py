@@ -46,7 +46,7 @@ ONLY_MACOS = (
     "without one: hft2ane verify, hft2ane lint"
 )
 SHARE = "share of operations on the Neural Engine"
-NO_ENGINE = "the Neural Engine: Core ML finds none on this Mac, as on a virtual one"
+NO_ENGINE = "the Neural Engine: there is none for Core ML on this Mac, as on any virtual one"
 NO_PLAN = f"{SHARE}: Core ML tells it from macOS 14.4 on"
 SUPPORTED = "Core ML could run it on the engine and prefers not to"
 UNSUPPORTED = "Core ML does not support it on the engine"
