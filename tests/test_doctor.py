@@ -23,12 +23,14 @@ import pytest
 from flows.convert_model import check_lock
 from hft2ane import doctor, provenance, room
 from hft2ane.cli import main
+from hft2ane.coreml import process
 from hft2ane.doctor import huggingface, mac, machine, prefect
 from hft2ane.doctor.check import Check
 from hft2ane.errors import WorkerMismatch
 from hft2ane.hub import Hub, _account
 from hft2ane.localhub import LocalHub
 from hft2ane.records.repo import Account
+from tests.standin_coreml import Inside, Settings, install
 
 PASSWORD = "admin:correct-horse"
 LOCK = provenance.lock()
@@ -367,6 +369,21 @@ def test_a_mac_seen_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
     for release, verdict in (("26.1", "ok"), ("15.0", "ok"), ("14.7.1", "problem")):
         monkeypatch.setattr(machine.platform, "mac_ver", lambda release=release: (release, ("", "", ""), "arm64"))
         assert machine.system(machine.MAC).verdict == verdict
+
+
+def test_core_ml_seen_from_afar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the stand-ins, and by the process itself where there are no bindings."""
+    if sys.platform != "darwin":
+        assert mac.core_ml().verdict == "problem"
+        assert mac.core_ml().found.startswith("probe on this Mac: ")
+    settings = Settings()
+    monkeypatch.setattr(Inside, "settings", settings)
+    monkeypatch.setattr(process, "Child", Inside)
+    install(monkeypatch.setattr, settings)
+    assert mac.core_ml() == Check("Core ML", "ok", "answers on Apple M9, macOS 15.5 (24F74), with cpu, gpu, ane")
+    settings.devices = ("cpu", "gpu")
+    assert mac.core_ml().verdict == "warning"
+    assert "with cpu, gpu: no Neural Engine" in mac.core_ml().found
 
 
 def test_the_system(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""What a Mac has besides: sleep, Xcode, and Core ML's caches."""
+"""What a Mac has besides: Core ML, sleep, Xcode, and Core ML's caches."""
 
 from __future__ import annotations
 
@@ -9,14 +9,32 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hft2ane.doctor.check import SECONDS, Check, ok, warning
+from hft2ane import coreml
+from hft2ane.doctor.check import SECONDS, Check, ok, problem, warning
 from hft2ane.doctor.machine import GB
+from hft2ane.errors import NotMeasured
 
 CACHES = 50 * GB
+CORE_ML = 120.0  # seconds for an answer of Core ML's, coremltools' import among them
 
 
 def checks() -> list[Check]:
-    return [sleep(said("pmset", "-g"), said("pmset", "-g", "assertions")), compiler(), caches()]
+    return [core_ml(), sleep(said("pmset", "-g"), said("pmset", "-g", "assertions")), compiler(), caches()]
+
+
+def core_ml() -> Check:
+    """Whether it answers, and with which devices."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            host = coreml.probe(Path(folder), CORE_ML)
+        except NotMeasured as err:
+            todo = "make .venv again with an arm64 Python, whose coremltools has Core ML's bindings; restart the Mac"
+            return problem("Core ML", str(err), todo)
+    found = f"answers on {host.mac}, with {', '.join(host.devices)}"
+    if "ane" not in host.devices:
+        todo = "take a Mac that is not virtual: nothing is measured of it here"
+        return warning("Core ML", f"{found}: no Neural Engine", todo)
+    return ok("Core ML", found)
 
 
 def said(*command: str) -> str:
