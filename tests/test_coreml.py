@@ -110,28 +110,45 @@ def test_the_devices_are_those_of_coremltools() -> None:
 
 
 def test_one_function_has_no_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = create_autospec(MLModel)
-    monkeypatch.setattr(coremltools.models, "MLModel", model)
-    coreml.Model(tmp_path, "main", "CPU_AND_NE")
+    model = create_autospec(CompiledMLModel)
+    monkeypatch.setattr(coremltools.models, "CompiledMLModel", model)
+    coreml.Model(tmp_path, "main", "CPU_AND_NE", "x")
     model.assert_called_once_with(str(tmp_path), compute_units=coremltools.ComputeUnit.CPU_AND_NE, function_name=None)
     model.return_value.predict.return_value = {"y": np.zeros(1, np.float16)}
-    found = coreml.Model(tmp_path, "tokens_8", "CPU_ONLY")({"x": np.ones((1, 8), np.int64)})
+    found = coreml.Model(tmp_path, "tokens_8", "CPU_ONLY", "x")({"x": np.ones((1, 8), np.int64)})
     assert model.call_args.kwargs["function_name"] == "tokens_8"
     assert (found["y"].dtype, model.return_value.predict.call_args.args[0]["x"].dtype) == (np.float16, np.int32)
     model.return_value.predict.side_effect = RuntimeError("ANECCompile() FAILED")
-    with pytest.raises(EvaluationError, match=rf"does not run {tmp_path.name} \(main\) on CPU_ONLY: ANECCompile"):
-        coreml.Model(tmp_path, "main", "CPU_ONLY")({})
+    with pytest.raises(EvaluationError, match=r"does not run x\.mlpackage \(main\) on CPU_ONLY: ANECCompile"):
+        coreml.Model(tmp_path, "main", "CPU_ONLY", "x.mlpackage")({})
+    model.side_effect = RuntimeError("no such op")
+    with pytest.raises(EvaluationError, match=r"does not load x\.mlpackage \(main\) on CPU_ONLY: no such op"):
+        coreml.Model(tmp_path, "main", "CPU_ONLY", "x.mlpackage")
 
 
-def test_what_core_ml_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """coremltools only warns, and its `predict` would fail later in other words."""
+def test_what_is_compiled_is_kept(inside: Settings, package: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system finds again what it prepared of it; by the package's content, not by its name."""
+    home = package.parent / "home"
+    monkeypatch.setenv("HOME", str(home))
+    place = coreml.kept("a" * 64)
+    assert place == home / "Library" / "Caches" / "hft2ane" / f"{'a' * 64}.mlmodelc"
+    coreml.keep(package, place)
+    before = {path: path.stat().st_ino for path in place.rglob("*")}
+    assert before
+    coreml.keep(package, place)  # as a process does that began before this one had ended
+    assert {path: path.stat().st_ino for path in place.rglob("*")} == before
+    assert list(place.parent.iterdir()) == [place]
 
-    def refuse(*_: Any, **__: Any) -> Any:
-        coremltools.models.model._warnings.warn("Underlying exception message was: no such op", RuntimeWarning)
 
-    monkeypatch.setattr(coremltools.models, "MLModel", refuse)
-    with pytest.raises(EvaluationError, match=r"does not load x\.mlpackage \(main\) on CPU_ONLY: .*no such op"):
-        coreml.Model(tmp_path / "x.mlpackage", "main", "CPU_ONLY")
+def test_what_core_ml_does_not_compile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(
+        coremltools.models.utils, "compile_model", create_autospec(compile_model, side_effect=OSError("no"))
+    )
+    place = coreml.kept("b" * 64)
+    with pytest.raises(EvaluationError, match=r"does not compile x\.mlpackage: no"):
+        coreml.keep(tmp_path / "x.mlpackage", place)
+    assert list(place.parent.iterdir()) == []
 
 
 # --- structures recorded in coremltools' dataclasses ---

@@ -381,27 +381,30 @@ def test_on_a_mac_torch_is_not_needed_either(local: LocalHub, tmp_path: Path) ->
         from types import SimpleNamespace
         import numpy as np
         from hft2ane import coreml
+        def keep(package, place):
+            files = [path for path in Path(package).rglob("*") if path.is_file()]
+            assert len(files) == 3 and not any(path.is_symlink() for path in files), files
+            place.mkdir(parents=True)
+            print(package)
         class Model:
-            def __init__(self, package, function, unit):
-                files = [path for path in Path(package).rglob("*") if path.is_file()]
-                assert len(files) == 3 and not any(path.is_symlink() for path in files), files
-                self.package = package
+            def __init__(self, compiled, function, unit, of):
+                assert compiled.is_dir()
             def __call__(self, inputs):
-                assert Path(self.package).is_dir()
                 return {{"logits": np.zeros((1, 2), np.float16)}}
-        coreml.available, coreml.Model = (lambda: True), Model
+        coreml.available, coreml.keep, coreml.Model = (lambda: True), keep, Model
         from hft2ane.runtime import loading
         loading.sys = SimpleNamespace(platform="darwin")
         from hft2ane import load
-        model = load({REPO!r})
-        print(model.classify("a b"), next(iter(model._on.engines)).path)
+        print(load({REPO!r}).classify("a b"))
         """
     without = missing("", "darwin")
     assert {"torch", "transformers", "prefect"} <= set(without)
     assert not {"numpy", "coremltools", "tokenizers"} & set(without)
-    said = in_a_process(code, without, HF_HOME=str(tmp_path / "home"), HF_ENDPOINT=local.url)
+    home = {"HOME": str(tmp_path), "HF_HOME": str(tmp_path / "home")}
+    package, said = in_a_process(code, without, **home, HF_ENDPOINT=local.url).splitlines()
     assert "'score': 0.5" in said
-    assert not Path(said.split()[-1]).exists()  # the copy goes with the process
+    assert not Path(package).exists()  # the copy is for the compiler alone
+    assert in_a_process(code, without, **home, HF_ENDPOINT=local.url).splitlines() == [said]  # what it made is there
 
 
 def test_what_is_not_installed_is_said(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -416,18 +419,23 @@ def test_what_is_not_installed_is_said(made: Path, monkeypatch: pytest.MonkeyPat
         load(made)
 
 
-def test_a_package_of_plain_files_is_not_copied(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hft2ane.coreml.available", lambda: True)
+def test_a_package_of_plain_files_is_not_copied(made: Path) -> None:
     (package,) = made.glob("*.float16.mlpackage")
-    assert engine.Engine(package, contract.of_package(package).packages[0]).path == package
+    with engine.plain(package) as path:
+        assert path == package
 
 
 @pytest.mark.mac
 @pytest.mark.skipif(sys.platform != "darwin", reason="Core ML is on macOS only")
-def test_core_ml_answers_from_the_cache(local: LocalHub, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Out of the Hub's cache, by Core ML, as the evaluator answers."""
+def test_core_ml_answers_from_the_cache(
+    local: LocalHub, made: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Out of the Hub's cache, by Core ML, as the evaluator answers; a second time by what was compiled."""
+    monkeypatch.setattr("hft2ane.coreml.model.KEPT", str(tmp_path))
     texts = ["a b c", "zebra", " ".join("a" * 28)]
     got = load(REPO).classify(texts)
+    assert load(REPO).classify(texts) == got
+    assert len(list(tmp_path.glob("*.mlmodelc"))) == 1
     monkeypatch.setattr("hft2ane.coreml.available", lambda: False)
     for one, other in zip(got, load(made).classify(texts), strict=True):
         assert [each["label"] for each in one] == [each["label"] for each in other]

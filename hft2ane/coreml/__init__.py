@@ -5,7 +5,7 @@ Elsewhere `available()` is false, and nothing is measured.
 
 import sys
 
-from hft2ane.coreml.model import Model
+from hft2ane.coreml.model import Model, keep, kept
 from hft2ane.coreml.process import (
     ROUNDS,
     TIMEOUT,
@@ -31,6 +31,8 @@ __all__ = [
     "Runner",
     "available",
     "compile_package",
+    "keep",
+    "kept",
     "plan",
     "probe",
     "timed",

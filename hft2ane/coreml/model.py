@@ -1,6 +1,11 @@
-"""A package in this very process, for those who use it: what is measured has processes of its own."""
+"""A package in this very process, for those who use it: what is measured has processes of its own.
 
-import warnings
+What the system prepares of a compiled model for its Neural Engine, it finds again by the model's full path (guide of
+coremltools, Model Prediction). An MLModel of a package compiles into a new temporary folder, so that each process would
+wait as long as the first, for a large model minutes. So what is compiled is kept.
+"""
+
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +17,31 @@ from hft2ane.records.mac import Unit
 
 Array = np.ndarray[Any, Any]
 
+KEPT = "~/Library/Caches/hft2ane"  # nothing in it is needed: it may be deleted when no model is being loaded
+
+
+def kept(digest: str) -> Path:
+    """Where the compiled model of a package is, or will be. `digest`: see `package.digest`."""
+    return Path(KEPT).expanduser() / f"{digest}.mlmodelc"
+
+
+def keep(package: Path, place: Path) -> None:
+    """Compiles a package, of which no file is a symbolic link, to a place that `kept` gave. EvaluationError."""
+    from coremltools.models.utils import compile_model
+
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent) as temporary:
+        made = Path(temporary) / place.name
+        try:
+            compile_model(str(package), str(made))
+        except Exception as err:
+            raise EvaluationError(f"Core ML does not compile {package.name}: {err}") from err
+        try:
+            made.rename(place)
+        except OSError:  # another process was quicker
+            if not place.is_dir():
+                raise
+
 
 def prepared(inputs: Mapping[str, Array]) -> dict[str, Any]:
     """Integers or floats, as coremltools' `predict` takes them: int32 and float32, of which Core ML makes what a
@@ -21,21 +51,20 @@ def prepared(inputs: Mapping[str, Array]) -> dict[str, Any]:
 
 
 class Model:
-    """One function of a package on one compute unit. EvaluationError: Core ML does not load it, or does not run it."""
+    """One function of a compiled model on one compute unit; `of`: its package, for messages. EvaluationError: Core ML
+    does not load it, or does not run it."""
 
-    def __init__(self, package: Path, function: str, unit: Unit) -> None:
+    def __init__(self, compiled: Path, function: str, unit: Unit, of: str) -> None:
         from coremltools import ComputeUnit
-        from coremltools.models import MLModel
+        from coremltools.models import CompiledMLModel
 
-        self.what = f"{package.name} ({function}) on {unit}"
-        # A package with one function takes no name.
+        self.what = f"{of} ({function}) on {unit}"
+        # A model with one function takes no name.
         name = None if function == "main" else function
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", RuntimeWarning)  # MLModel warns where Core ML cannot compile or load
-            try:
-                self.model = MLModel(str(package), compute_units=ComputeUnit[unit], function_name=name)
-            except RuntimeWarning as err:
-                raise EvaluationError(f"Core ML does not load {self.what}: {err}") from err
+        try:
+            self.model = CompiledMLModel(str(compiled), compute_units=ComputeUnit[unit], function_name=name)
+        except Exception as err:
+            raise EvaluationError(f"Core ML does not load {self.what}: {err}") from err
 
     def __call__(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Inputs by name, integers or floats, -> outputs by name; of float16 coremltools makes float32."""

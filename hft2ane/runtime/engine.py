@@ -1,13 +1,13 @@
 """One package, run: by Core ML on a Mac, by our evaluator elsewhere, which is said once."""
 
+import contextlib
 import functools
 import logging
 import os
 import shutil
 import sys
 import tempfile
-import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 
 from hft2ane import coreml
 from hft2ane.errors import EvaluationError
+from hft2ane.package import digest
 from hft2ane.records.mac import ENGINE
 from hft2ane.runtime.contract import Function, Package, Port
 
@@ -30,7 +31,6 @@ class Engine:
         self._models: dict[str, coreml.Model] = {}
         self._run: Callable[[str, Mapping[str, Array]], Mapping[str, Array]]
         if coreml.available():
-            self._plain()
             self._run = self._predict
         else:
             from hft2ane.mil import open_package
@@ -46,26 +46,32 @@ class Engine:
 
     def _predict(self, function: str, inputs: Mapping[str, Array]) -> dict[str, Array]:
         if function not in self._models:
-            self._models[function] = coreml.Model(self.path, function, ENGINE)
+            place = coreml.kept(self.package.digest or digest(self.path))
+            if not place.is_dir():
+                with plain(self.path) as package:
+                    coreml.keep(package, place)
+            self._models[function] = coreml.Model(place, function, ENGINE, self.path.name)
         return self._models[function](inputs)
 
-    def _plain(self) -> None:
-        """The Hub's cache has symbolic links, with which coremltools has trouble (huggingface_hub#1240): it gets the
-        files themselves, as hard links where that can be."""
-        files = [path for path in self.path.rglob("*") if path.is_file()]
-        if not any(path.is_symlink() for path in files):
-            return
-        folder = tempfile.mkdtemp(prefix="hft2ane-")
-        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        copy = Path(folder) / self.path.name
+
+@contextlib.contextmanager
+def plain(package: Path) -> Iterator[Path]:
+    """The Hub's cache has symbolic links, with which coremltools has trouble (huggingface_hub#1240): it gets the files
+    themselves, as hard links where that can be."""
+    files = [path for path in package.rglob("*") if path.is_file()]
+    if not any(path.is_symlink() for path in files):
+        yield package
+        return
+    with tempfile.TemporaryDirectory(prefix="hft2ane-") as folder:
+        copy = Path(folder) / package.name
         for path in files:
-            target = copy / path.relative_to(self.path)
+            target = copy / path.relative_to(package)
             target.parent.mkdir(parents=True, exist_ok=True)
             try:
                 os.link(path.resolve(), target)
             except OSError:
                 shutil.copyfile(path, target)
-        self.path = copy
+        yield copy
 
 
 def fitting(function: Function, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
