@@ -8,7 +8,7 @@ SUMMARY := $(if $(GITHUB_STEP_SUMMARY),>> "$(GITHUB_STEP_SUMMARY)")
 # The longest that a night may be ago, in hours.
 WITHIN ?= 26
 
-.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary mac.measure \
+.PHONY: help demo test check format packages preview nights watch nightly nightly.trigger nightly.summary canary demo.log mac.summary mac.measure mac.test \
   server server.postgres deploy site swift
 
 help:  ## this list
@@ -37,6 +37,9 @@ demo: .venv  ## the whole pipeline on real models and a Hub on this machine, int
 
 test: .venv  ## all tests, the demo among them
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+mac.test: .venv  ## the same on a Mac, but for what needs Chromium or PostgreSQL
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder -m 'not packages'
 
 check: .venv  ## format, lint, types, workflows, contributed measurements
 	$(BIN)/ruff format --check .

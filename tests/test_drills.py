@@ -30,7 +30,7 @@ from hft2ane.records.night import Run
 from tests.conftest import REPORTS, Checkpoint
 from tests.island import CONTROL, MACS, Island, until
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.packages]
 
 MODELS = ("one", "two", "three", "four")
 

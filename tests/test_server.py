@@ -29,6 +29,7 @@ def place() -> Iterator[Path]:
 
 
 @pytest.mark.slow
+@pytest.mark.packages
 def test_with_postgresql_it_comes_up_and_goes_with_all_it_started(place: Path) -> None:
     port = free_port()
     command = [
@@ -71,6 +72,7 @@ def test_what_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None
         program("hft2ane-none")
 
 
+@pytest.mark.packages
 def test_a_folder_that_the_database_may_not_enter(tmp_path: Path) -> None:
     if os.getuid() != 0:
         pytest.skip("the database runs as us")

@@ -58,6 +58,8 @@ def models() -> Iterator[dict[str, Any]]:
         }
 
 
+pytestmark = pytest.mark.packages
+
 # Of the screen, and what is beyond it.
 WIDTHS = "(e => [innerWidth, e.scrollWidth - e.clientWidth])(document.documentElement)"
 # What ends to the right of the screen, and is not in a part that scrolls by itself, or is for screen readers only.
