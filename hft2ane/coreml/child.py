@@ -49,11 +49,11 @@ class Served:
         from coremltools.models import MLModel
 
         mac = {
-            "chip": told("sysctl", "-n", "machdep.cpu.brand_string"),
-            "model": told("sysctl", "-n", "hw.model"),
-            "memory": int(told("sysctl", "-n", "hw.memsize")),
-            "macos": told("sw_vers", "-productVersion"),
-            "build": told("sw_vers", "-buildVersion"),
+            "chip": told("/usr/sbin/sysctl", "-n", "machdep.cpu.brand_string"),
+            "model": told("/usr/sbin/sysctl", "-n", "hw.model"),
+            "memory": int(told("/usr/sbin/sysctl", "-n", "hw.memsize")),
+            "macos": told("/usr/bin/sw_vers", "-productVersion"),
+            "build": told("/usr/bin/sw_vers", "-buildVersion"),
         }
         return {"mac": mac, "devices": [device_of(each) for each in MLModel.get_available_compute_devices()]}
 
