@@ -46,7 +46,8 @@ ONLY_MACOS = (
     "without one: hft2ane verify, hft2ane lint"
 )
 SHARE = "share of operations on the Neural Engine"
-NO_ENGINE = "the Neural Engine: there is none for Core ML on this Mac, as on any virtual one"
+NO_ENGINE = "the Neural Engine: there is none for Core ML on this Mac"
+VIRTUAL = "the Neural Engine and the GPU: this Mac is virtual, without the one and with a stand-in for the other"
 NO_PLAN = f"{SHARE}: Core ML tells it from macOS 14.4 on"
 SUPPORTED = "Core ML could run it on the engine and prefers not to"
 UNSUPPORTED = "Core ML does not support it on the engine"
@@ -282,7 +283,9 @@ class Asking:
         return of in {(each.doing, each.variant, each.function) for each in self.unfinished}
 
     def missing(self, residency: Sequence[Residency]) -> Iterator[str]:
-        if "ane" not in self.host.devices:
+        if self.host.mac.virtual:
+            yield VIRTUAL
+        elif "ane" not in self.host.devices:
             yield NO_ENGINE
         elif not self.host.has_plans:
             yield NO_PLAN

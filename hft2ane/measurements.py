@@ -110,8 +110,8 @@ def faults(m: Measurement) -> Iterator[str]:
         yield "units are none, or one of them twice"
     if not m.fidelity and not m.latency and not m.unfinished:
         yield "nothing is measured"
-    if m.mac.virtual and {"CPU_AND_NE", "ALL"} & {*m.units}:
-        yield "a virtual Mac has no Neural Engine"
+    if m.mac.virtual and {*m.units} - {"CPU_ONLY"}:
+        yield "a virtual Mac has no Neural Engine, and no GPU of a Mac's"
     yield from wrong_fidelity(m)
     yield from wrong_latency(m)
     yield from wrong_residency(m)

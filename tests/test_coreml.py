@@ -260,12 +260,12 @@ def test_what_a_mac_says_of_itself(inside: Settings, tmp_path: Path) -> None:
     assert coreml.probe(tmp_path, 1.0) == Host(MAC, ("cpu", "gpu", "ane"))
 
 
-def test_a_virtual_mac_has_no_engine(inside: Settings, tmp_path: Path) -> None:
-    """Should Core ML name one all the same, as a Mac's devices and not as what reaches a virtual one."""
+def test_of_a_virtual_mac_the_cpu_is_asked(inside: Settings, tmp_path: Path) -> None:
+    """Whatever Core ML names."""
     inside.mac = records.Mac("Apple M1 (Virtual)", "VirtualMac2,1", 7 * 2**30, "15.5", "24F74")
     host = coreml.probe(tmp_path, 1.0)
-    assert host == Host(inside.mac, ("cpu", "gpu"))
-    assert host.units == ("CPU_ONLY", "CPU_AND_GPU")
+    assert host == Host(inside.mac, ("cpu",))
+    assert host.units == ("CPU_ONLY",)
 
 
 # --- what is timed ---

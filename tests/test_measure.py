@@ -181,6 +181,7 @@ def test_core_ml_s_results_are_held_to_the_gate(job: Path, mac: Settings) -> Non
             ("CPU_ONLY", "CPU_AND_GPU"),
             "the Neural Engine: there is none for Core ML on this Mac",
         ),
+        ({"mac": replace(MAC, model="VirtualMac2,1")}, ("CPU_ONLY",), "the GPU: this Mac is virtual"),
         ({"mac": replace(MAC, macos="14.2")}, UNITS, "Core ML tells it from macOS 14.4 on"),
         ({"silent": True}, UNITS, "of float16 (tokens_8): the compute plan knows none of its operations"),
     ],

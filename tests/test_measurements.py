@@ -75,7 +75,11 @@ def test_builds_are_of_releases_betas_and_security_responses(build: str) -> None
         (lambda m: {"mac": replace(m.mac, chip="<b>M9</b>")}, "mac.chip is '<b>M9</b>'"),
         (lambda m: {"mac": replace(m.mac, build="24F74/../x")}, "mac.build is"),
         (lambda m: {"mac": replace(m.mac, memory=1)}, "mac.memory is 1"),
-        (lambda m: {"mac": replace(m.mac, model="VirtualMac2,1")}, "a virtual Mac has no Neural Engine"),
+        (lambda m: {"mac": replace(m.mac, model="VirtualMac2,1")}, "a virtual Mac has no Neural Engine, and no GPU"),
+        (
+            lambda m: {"mac": replace(m.mac, model="VirtualMac2,1"), "units": ("CPU_AND_GPU",)},
+            "a virtual Mac has no Neural Engine, and no GPU",
+        ),
         (lambda m: {"protocol": "hft2ane-psnr-0"}, "protocol is 'hft2ane-psnr-0', figures of today"),
         (lambda m: {"packages": {"float16": "A" * 64}}, "packages are not digests"),
         (lambda m: {"packages": {"../x": "a" * 64}}, "packages are not digests"),
