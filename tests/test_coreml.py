@@ -5,6 +5,8 @@ What is measured is in tests/test_measure.py. Here as there, nothing is computed
 
 import ast
 import inspect
+import io
+import json
 import os
 import shutil
 import subprocess
@@ -211,6 +213,19 @@ def test_a_recorded_plan_of_something_else() -> None:
         list(child.operations(SimpleNamespace(model_structure=network), "main"))
     with pytest.raises(NotMeasured, match="no function other: it has main"):
         list(child.operations(recorded(places={}, costs={}), "other"))
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"), [(NotMeasured("no function x"), "no function x"), (ValueError("y"), "ValueError: y")]
+)
+def test_an_error_is_an_answer(raised: Exception, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: child.Served) -> None:
+        raise raised
+
+    monkeypatch.setattr(child.Served, "close", refuse)
+    answers = io.StringIO()
+    child.serve(['{"do": "close"}\n'], answers, 1.0)
+    assert json.loads(answers.getvalue()) == {"error": said}
 
 
 def test_a_plan_has_every_function_and_operation(package: Path, inside: Settings, tmp_path: Path) -> None:

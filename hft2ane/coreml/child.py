@@ -182,6 +182,8 @@ def serve(requests: Iterable[str], answers: IO[str], seconds: float) -> None:
         request = json.loads(line)
         try:
             answer = getattr(served, request.pop("do"))(**request)
+        except NotMeasured as err:
+            answer = {"error": str(err)}
         except Exception as err:  # noqa: BLE001 - coremltools raises plain Exceptions, and each is an answer
             answer = {"error": f"{type(err).__name__}: {err}"}
         answers.write(json.dumps(answer) + "\n")
