@@ -277,7 +277,7 @@ def test_what_a_mac_says_of_itself(inside: Settings, tmp_path: Path) -> None:
 
 def test_of_a_virtual_mac_the_cpu_is_asked(inside: Settings, tmp_path: Path) -> None:
     """Whatever Core ML names."""
-    inside.mac = records.Mac("Apple M1 (Virtual)", "VirtualMac2,1", 7 * 2**30, "15.5", "24F74")
+    inside.mac = Mac("Apple M1 (Virtual)", "VirtualMac2,1", 7 * 2**30, "15.5", "24F74")
     host = coreml.probe(tmp_path, 1.0)
     assert host == Host(inside.mac, ("cpu",))
     assert host.units == ("CPU_ONLY",)

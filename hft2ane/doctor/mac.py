@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from hft2ane import coreml
 from hft2ane.doctor.check import SECONDS, Check, ok, problem, warning
 from hft2ane.doctor.machine import GB
 from hft2ane.errors import NotMeasured
@@ -24,6 +23,8 @@ def checks() -> list[Check]:
 
 def core_ml() -> Check:
     """Whether it answers, and with which devices."""
+    from hft2ane import coreml  # with numpy, which planning does without
+
     with tempfile.TemporaryDirectory() as folder:
         try:
             host = coreml.probe(Path(folder), CORE_ML)
