@@ -177,7 +177,7 @@ def test_what_old_checkpoints_lack_and_have(checkpoint: Path, tmp_path: Path) ->
     kept = {name: t for name, t in tensors.items() if name not in pooler} | others | positions
     save_file(kept, folder / "model.safetensors", {"format": "pt"})
     asked = batches(load(checkpoint, None).model, "text2text-generation")
-    one, other = ([run(load(each, None), inputs) for inputs in asked] for each in (checkpoint, folder))
+    one, other = (run(load(each, None), *asked) for each in (checkpoint, folder))
     assert fidelity(asked, one, other) >= SINGLE
 
 

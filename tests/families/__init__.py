@@ -18,6 +18,7 @@ class Row:
     variants: Mapping[str, Config]  # configurations that every task is tried with
     refused: tuple[tuple[str, Any], ...]
     labels: Mapping[str, tuple[Config, ...]] = field(default_factory=dict)  # more of them, by task
+    activations: tuple[str, ...] = ("hidden_act",)  # keys of which each names an activation
     needs: Mapping[str, Config] = field(default_factory=dict)  # what a task asks for in a config, against the defaults
     shaping: frozenset[str] = frozenset()  # keys that any value is reproduced of, or that another part answers for
     irrelevant: Mapping[str, tuple[Any, str]] = field(default_factory=dict)  # key -> a value that changes nothing, why
@@ -113,19 +114,17 @@ REFUSED_SIZES: tuple[tuple[str, Any], ...] = (
     ("layer_norm_eps", float("nan")),
     ("layer_norm_eps", "1e-5"),
 )
-ACTIVATIONS: Mapping[str, Config] = {
-    name: {"hidden_act": name}
-    for name in (
-        "gelu_new",
-        "gelu_pytorch_tanh",
-        "gelu_accurate",
-        "gelu_python",
-        "gelu_python_tanh",
-        "relu",
-        "silu",
-        "swish",
-        "tanh",
-    )
-}
+# Beside gelu, which all but one have as it is.
+ACTIVATIONS = (
+    "relu",
+    "tanh",
+    "gelu_new",
+    "gelu_pytorch_tanh",
+    "gelu_accurate",
+    "gelu_python",
+    "gelu_python_tanh",
+    "silu",
+    "swish",
+)
 
 ROWS: dict[str, Row] = {name: importlib.import_module(f"{__name__}.{name.replace('-', '_')}").ROW for name in FAMILIES}

@@ -1,4 +1,4 @@
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
 
 ROW = Row(
     tiny={**TINY, "embedding_size": 12},
@@ -18,7 +18,6 @@ ROW = Row(
         "larger eps": {"layer_norm_eps": 1e-5},
         "untied": {"tie_word_embeddings": False},
         "gelu": {"hidden_act": "gelu"},
-        **ACTIVATIONS,
     },
     labels=LABELS,
     shaping=SHAPING,

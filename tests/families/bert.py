@@ -1,5 +1,4 @@
 from tests.families import (
-    ACTIVATIONS,
     DECODER,
     IRRELEVANT,
     LABELS,
@@ -23,7 +22,6 @@ ROW = Row(
         "three token types": {"type_vocab_size": 3},
         "larger eps": {"layer_norm_eps": 1e-5},
         "untied": {"tie_word_embeddings": False},
-        **ACTIVATIONS,
     },
     labels={**LABELS, **DECODER},
     needs=NEEDS,

@@ -2,7 +2,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
 
 # As in v3. Of 8 buckets to one side, 4 are for one distance each; the others share those up to 16.
 V3 = {
@@ -60,7 +60,6 @@ ROW = Row(
         "untied": {"tie_word_embeddings": False, "legacy": True},
         **{f"convolution and pooler {name}": {"conv_kernel_size": 3, "conv_act": name, "pooler_hidden_act": name}
            for name in ("relu", "tanh", "gelu_new")},
-        **ACTIVATIONS,
     },
     labels=LABELS,
     shaping=SHAPING,

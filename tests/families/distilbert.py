@@ -1,4 +1,4 @@
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
 
 SPELLING = {
     "hidden_size": "dim",
@@ -22,8 +22,8 @@ ROW = Row(
         "one layer": {"n_layers": 1},
         "sines as positions": {"sinusoidal_pos_embds": True},
         "untied": {"tie_word_embeddings": False},
-        **{name: {"activation": name} for name in ACTIVATIONS},
     },
+    activations=("activation",),
     labels=LABELS,
     shaping=SHAPING,
     irrelevant={

@@ -18,6 +18,7 @@ ROW = Row(
         "untied": {"decoder": {**DECODER, "tie_word_embeddings": False}},
         "relu": {"decoder": {**DECODER, "hidden_act": "relu", "layer_norm_eps": 1e-5}},
     },
+    activations=(),  # each part has its own
     shaping=frozenset(
         {
             *("architectures", "model_type", "encoder", "decoder", "auto_map", "quantization_config"),

@@ -2,7 +2,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, SHAPING, Row
+from tests.families import IRRELEVANT, LABELS, REFUSED, SHAPING, Row
 
 GLOBAL, LOCAL = "full_attention", "sliding_attention"
 
@@ -21,8 +21,6 @@ def settle(config: dict[str, Any]) -> None:
         config["hidden_size"] *= 2
     config["layer_types"] = config["layer_types"][: config["num_hidden_layers"]]
 
-
-NAMES = ("hidden_activation", "classifier_activation")
 
 ROW = Row(
     tiny={
@@ -63,8 +61,8 @@ ROW = Row(
         "mean": {"classifier_pooling": "mean"},
         "smaller eps": {"norm_eps": 1e-12},
         "untied": {"tie_word_embeddings": False},
-        **{f"{key} {name}": {key: name} for key in NAMES for name in ACTIVATIONS},
     },
+    activations=("hidden_activation", "classifier_activation"),
     labels=LABELS,
     # Other spellings of rope_parameters and local_attention.
     shaping=SHAPING | {"global_rope_theta", "local_rope_theta", "sliding_window"},

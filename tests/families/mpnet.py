@@ -1,6 +1,6 @@
 from hypothesis import strategies as st
 
-from tests.families import ACTIVATIONS, IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
+from tests.families import IRRELEVANT, LABELS, REFUSED, REFUSED_SIZES, SHAPING, TINY, Row
 
 ROW = Row(
     tiny={**TINY, "max_position_embeddings": 18, "pad_token_id": 1},
@@ -13,7 +13,6 @@ ROW = Row(
         "untied": {"tie_word_embeddings": False},
         "every distance": {"max_position_embeddings": 202},
         "more buckets than are used": {"relative_attention_num_buckets": 40},
-        **ACTIVATIONS,
     },
     labels={task: configs for task, configs in LABELS.items() if task != "next-sentence-prediction"},
     shaping=SHAPING,
