@@ -1,6 +1,7 @@
 """What several test files need: an isolated environment, a Hub on this machine, and a tiny checkpoint."""
 
 import atexit
+import functools
 import os
 import shutil
 import sys
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpcore2
 import pytest
 
 # Read when the libraries are imported, so before anything else.
@@ -58,6 +60,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     for title, found in config.stash[REPORTS].items():
         terminalreporter.section(title)
         terminalreporter.write_line(str(found))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def one_trust() -> Iterator[None]:
+    """Every client reads whom it would trust, 35 ms of CPU. Hubs and servers here speak no TLS, so once is enough."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(httpcore2, "default_ssl_context", functools.cache(httpcore2.default_ssl_context))
+        yield
 
 
 @pytest.fixture(autouse=True)

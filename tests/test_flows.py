@@ -18,6 +18,7 @@ from flows import child
 from flows.local import night
 from hft2ane import disk, errors, keys, records, state
 from hft2ane.cli import main
+from hft2ane.cli.steps import steps
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.maintain import retire
@@ -90,6 +91,13 @@ def first_night(world: World) -> Run:
     return world.night()
 
 
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Conversions by the same steps in this process, which has the libraries: 3 s instead of 11. For tests of what nights
+    decide; those of the first night are children, and the child has its own tests below."""
+    monkeypatch.setattr("flows.convert_model.build_task", lambda folder, limits, progress: steps(folder, progress))
+
+
 @pytest.mark.slow
 def test_one_bad_model_stops_no_other_and_the_run_says_so(world: World, first_night: Run) -> None:
     assert {o.id: o.status for o in first_night.outcomes} == {
@@ -136,6 +144,7 @@ def test_nights_are_shown_and_missed(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, tmp_path: Path) -> None:
     """The run fails when a model newly does; it is left alone for a while, and longer after the next failure."""
     remembered = json.loads(world.local.files("datasets/ane/hft2ane-state")["state.json"])
@@ -159,6 +168,7 @@ def test_what_failed_is_remembered_and_no_news(world: World, first_night: Run, t
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_new_upstream_is_told_apart(world: World, first_night: Run, checkpoint: Checkpoint) -> None:
     """A README edit is nothing, a card field only the card, new weights a conversion."""
     published = world.conversion("ane/first-ane")
@@ -182,6 +192,7 @@ def test_a_new_upstream_is_told_apart(world: World, first_night: Run, checkpoint
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp_path: Path) -> None:
     """By a new protocol: the same packages, byte for byte, with a new report and card."""
     before = world.local.files("ane/second-ane")
@@ -205,6 +216,7 @@ def test_what_is_published_is_measured_again(world: World, first_night: Run, tmp
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_an_audit_finds_what_is_not_so_and_the_next_night_mends_it(
     world: World, first_night: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,6 +264,7 @@ def test_an_audit_finds_what_is_not_so_and_the_next_night_mends_it(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_fall_fails_the_night(world: World, checkpoint: Checkpoint) -> None:
     """The version before has figures that what is made now does not reach, of the same original."""
     manifest = world.folder / "fallen.yaml"
@@ -277,6 +290,7 @@ def test_a_fall_fails_the_night(world: World, checkpoint: Checkpoint) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: Run) -> None:
     """Though its original is gone. The packages stay, byte for byte."""
     world.local.add("me/third", world.local_files("me/second"))
@@ -344,6 +358,7 @@ def test_the_hub_down_is_told_as_that(world: World, first_night: Run, monkeypatc
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_what_nobody_foresaw_stops_one_model_only(
     world: World,
     first_night: Run,
