@@ -23,7 +23,7 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.maintain import retire
 from hft2ane.plan import World as Answers
-from hft2ane.progress import silent
+from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome, Run
 from hft2ane.records.release import Conversion
@@ -93,9 +93,14 @@ def first_night(world: World) -> Run:
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Conversions by the same steps in this process, which has the libraries: 3 s instead of 11. For tests of what nights
-    decide; those of the first night are children, and the child has its own tests below."""
-    monkeypatch.setattr("flows.convert_model.build_task", lambda folder, limits, progress: steps(folder, progress))
+    """The steps of a conversion in this process, which has the libraries: 11 s of CPU less. For tests of what nights
+    decide: those of the first are children, which have tests of their own below."""
+
+    def build(folder: Path, limits: child.Limits, progress: Progress) -> None:
+        steps(folder, progress)
+
+    monkeypatch.setattr("flows.convert_model.build_task", build)
+    monkeypatch.setattr(child, "build", build)  # an audit's
 
 
 @pytest.mark.slow
@@ -344,6 +349,7 @@ def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> None:
     (world.folder / "work").rename(world.folder / "lost")
     assert of(world.night(), "me/second").status == "skip"
