@@ -1,9 +1,13 @@
 """What several test files need: an isolated environment, a Hub on this machine, and a tiny checkpoint."""
 
 import atexit
+import contextlib
+import fcntl
 import functools
 import os
 import shutil
+import sqlite3
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -39,6 +43,16 @@ WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvw
 
 Checkpoint = Callable[..., Path]
 REPORTS = pytest.StashKey[dict[str, object]]()  # what tests found, by title: shown as text at the end
+
+
+# Each of minutes, in which it waits for processes and clocks: begun first, so that others fill the pauses, and none of
+# them is alone at the end. `make test` hands out whole files, in this order.
+FIRST = ("test_drills.py", "test_faults.py", "test_flows.py", "test_families.py", "test_demo.py", "test_contained.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: number for number, name in enumerate(FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(FIRST)))
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -81,6 +95,34 @@ def no_core_ml(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) 
 def hub(tmp_path: Path) -> Iterator[LocalHub]:
     with LocalHub(tmp_path / "hub") as local:
         yield local
+
+
+@pytest.fixture(scope="session")
+def database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The SQLite file that a Prefect server makes when it first starts, in 10 s of CPU: made once, for all processes of
+    `make test`. To be copied."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    made, home = shared / "prefect.db", shared / "prefect"
+    with (shared / "prefect.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.is_file():
+            command = [sys.executable, "-m", "prefect", "server", "database", "upgrade", "--yes"]
+            address = f"sqlite+aiosqlite:///{home / 'prefect.db'}"
+            settings = {"PREFECT_HOME": str(home), "PREFECT_SERVER_DATABASE_CONNECTION_URL": address}
+            subprocess.run(command, env=os.environ | settings, check=True, capture_output=True)
+            with contextlib.closing(sqlite3.connect(home / "prefect.db")) as connection:
+                connection.execute("VACUUM INTO ?", [str(home / "whole.db")])  # what is in its log, too
+            (home / "whole.db").rename(made)
+    return made
+
+
+@pytest.fixture(scope="session")
+def temporary_server(database: Path) -> None:
+    """The server that Prefect starts in this process, when it has no other, finds its database."""
+    if not (here := Path(os.environ["PREFECT_HOME"], "prefect.db")).exists():
+        shutil.copy(database, here)
 
 
 @pytest.fixture(scope="session")

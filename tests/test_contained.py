@@ -58,7 +58,7 @@ def disk() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def contained(
-    disk: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint
+    disk: Path, tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint, temporary_server: None
 ) -> Iterator[tuple[Run, LocalHub]]:
     folder = tmp_path_factory.mktemp("trouble")
     (folder / "sitecustomize.py").write_text(TROUBLE)

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -214,8 +215,10 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("served")
+    (folder / "home").mkdir()
+    shutil.copy(database, folder / "home/prefect.db")
     file = folder / "prefect.yaml"
     pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
     file.write_text(yaml.safe_dump({**YAML, "pull": pull}))

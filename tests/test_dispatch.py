@@ -1,8 +1,10 @@
 """A night's runs on a real Prefect server, where the test does what workers would: it ends them, in every way."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -63,9 +65,11 @@ def stand_in(job: dict[str, Any]) -> None: ...
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SyncPrefectClient]:
+def client(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[SyncPrefectClient]:
+    home = tmp_path_factory.mktemp("server")
+    shutil.copy(database, home / "prefect.db")
     with (
-        server(tmp_path_factory.mktemp("server")) as started,
+        server(home) as started,
         temporary_settings({PREFECT_API_URL: started.url, PREFECT_LOGGING_TO_API_ENABLED: False}),
         get_client(sync_client=True) as client,
         disable_run_logger(),

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
@@ -37,9 +38,10 @@ LOCK = provenance.lock()
 
 
 @pytest.fixture(scope="module")
-def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def api(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator[str]:
     """A Prefect server with a password, as `make deploy` leaves it: two pools, a deployment, two automations."""
     home = tmp_path_factory.mktemp("prefect")
+    shutil.copy(database, home / "prefect.db")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -55,13 +57,15 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         )
     url = f"http://127.0.0.1:{port}/api"
     try:
-        for _ in range(300):
+        for _ in range(900):
             assert server.poll() is None, (home / "log").read_text()
             try:
                 httpx2.get(f"{url}/health", verify=False)
                 break
             except httpx2.TransportError:
                 time.sleep(0.2)
+        else:
+            pytest.fail((home / "log").read_text())
         for name in ("control", machine.MAC):
             send(url, "POST", "/work_pools/", {"name": name, "type": "process"})
         flow = send(url, "POST", "/flows/", {"name": "convert-model"})["id"]

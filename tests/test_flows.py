@@ -87,7 +87,7 @@ def world(tmp_path_factory: pytest.TempPathFactory, checkpoint: Checkpoint) -> I
 
 
 @pytest.fixture(scope="module")
-def first_night(world: World) -> Run:
+def first_night(world: World, temporary_server: None) -> Run:
     return world.night()
 
 
