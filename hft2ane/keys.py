@@ -129,8 +129,9 @@ def _family_files(name: str) -> set[Path]:
 
 
 def presentation_digest() -> str:
-    """Digest of the code and the templates that make the card."""
-    return _digest_files([*(CODE / "card").glob("*.py"), *(CODE / "card" / "templates").glob("*")])
+    """Digest of the code and the templates that make the card, and of what reads a release's small files for it."""
+    card = CODE / "card"
+    return _digest_files([*card.glob("*.py"), *(card / "templates").glob("*"), CODE / "runtime" / "settings.py"])
 
 
 def convert_key(

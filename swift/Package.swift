@@ -11,6 +11,7 @@ let examples = [
     "ClassifyPairs",
     "ClassifyUnnamed",
     "Embed",
+    "EmbedCutShort",
     "EmbedSeveralLengths",
     "Features",
     "FillMask",

@@ -951,6 +951,26 @@ def test_ranges_of_inputs_and_outputs(tmp_path: Path) -> None:
     assert "| float16 | – | ignore |" in section(text_of(card.write(folder)), "## Inputs and outputs")
 
 
+@pytest.mark.parametrize(
+    ("task", "file", "key"),
+    [
+        ("sentence-embedding", "sentence_bert_config.json", "max_seq_length"),
+        ("text-classification", "tokenizer_config.json", "model_max_length"),
+    ],
+)
+def test_what_the_original_cuts_is_cut_by_the_code_too(tmp_path: Path, task: Task, file: str, key: str) -> None:
+    """As `hft2ane.load` cuts it: the package would take 128."""
+    folder = job_folder(tmp_path, task, legal={file: json.dumps({key: 20})})
+    text = text_of(card.write(folder))
+    assert "The original keeps 20 tokens of a text: cut there, as the code above does," in text
+    assert "tokenizer.enable_truncation(20)\ntokenizer.enable_padding(length=128, pad_id=0)" in text
+    assert "let limit = 20" in text
+    assert "if tokens.count <= limit { return tokens }\n        return Array(tokens.prefix(limit - 1))" in text
+    plain = text_of(card.write(job_folder(tmp_path / "plain", task, legal={file: json.dumps({key: 128})})))
+    assert "The original keeps" not in plain
+    assert "limit" not in section(plain, "### Swift")
+
+
 def test_the_worst_inputs_stand_in_the_card(folder: Path) -> None:
     """Each once, the worst first: three of one package."""
     text = section(text_of(card.write(folder)), "## Fidelity")
@@ -1071,7 +1091,7 @@ def test_hostile_mask_token_stays_a_string(tmp_path: Path, text: str) -> None:
     written = text_of(card.write(folder))
     check_harmless(shown(written))
     strings = [node.value for node in ast.walk(ast.parse(fence(written, "python"))) if isinstance(node, ast.Constant)]
-    assert markdown.clean(f"Paris is the capital of {text}.") in strings
+    assert markdown.clean(f"Paris is the capital of {text or '[MASK]'}.") in strings
 
 
 def test_hostile_licence_file_name(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """What moves each key, and what must not."""
 
 import importlib.metadata
+import re
 import shutil
 import tomllib
 from dataclasses import replace
@@ -183,6 +184,32 @@ def test_code_digest_moves_with_what_shapes_the_graph(code: Path, name: str, mov
     with (code / name).open("a") as file:
         file.write("# changed\n")
     assert (keys.code_digest("bert") != before) == moves
+
+
+@pytest.mark.parametrize(
+    ("name", "moves"),
+    [
+        ("card/readme.py", True),
+        ("card/templates/swift.j2", True),
+        ("runtime/settings.py", True),
+        ("runtime/texts.py", False),
+        ("verify.py", False),
+    ],
+)
+def test_presentation_digest_moves_with_what_makes_the_card(code: Path, name: str, moves: bool) -> None:
+    before = keys.presentation_digest()
+    with (code / name).open("a") as file:
+        file.write("# changed\n")
+    assert (keys.presentation_digest() != before) == moves
+
+
+def test_the_card_takes_nothing_else_of_the_runtime() -> None:
+    taken = {
+        found
+        for path in (keys.CODE / "card").glob("*.py")
+        for found in re.findall(r"hft2ane\.runtime[\w.]*", path.read_text())
+    }
+    assert taken == {"hft2ane.runtime.settings"}
 
 
 @pytest.mark.parametrize("line", ["from hft2ane.families.base import x", "from hft2ane.families import SIZE, base"])

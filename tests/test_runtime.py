@@ -18,7 +18,8 @@ from hft2ane.demo import MODELS, obtain
 from hft2ane.errors import BadInput, EvaluationError
 from hft2ane.protocol import SENTENCES
 from hft2ane.runtime import answers, engine
-from hft2ane.runtime.texts import Text, Texts, read_settings
+from hft2ane.runtime.settings import read_settings
+from hft2ane.runtime.texts import Text, Texts
 from tests import pairs
 from tests.conftest import Checkpoint
 from tests.exported import release

@@ -114,6 +114,7 @@ CARDS: Mapping[str, Callable[[Path], Path]] = {
     ),
     "ClassifyUnnamed": encoder("text-classification", changes=UNNAMED),
     "Embed": encoder("sentence-embedding"),
+    "EmbedCutShort": encoder("sentence-embedding", legal={"sentence_bert_config.json": '{"max_seq_length": 20}'}),
     "EmbedSeveralLengths": encoder("sentence-embedding", lengths=(32, 128)),
     "Features": encoder("feature-extraction"),
     "FillMask": encoder("fill-mask"),

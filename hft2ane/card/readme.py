@@ -6,7 +6,7 @@ from typing import Any
 
 from hft2ane import keys, layout
 from hft2ane.card.markdown import environment
-from hft2ane.card.original import joins_as_bert, mask_token, own_vocabulary, pad_token, ranges, tokens_kept
+from hft2ane.card.original import joins_as_bert
 from hft2ane.card.plots import HEADROOM, PSNR, SIZES
 from hft2ane.card.tables import (
     STATES_MASK,
@@ -15,6 +15,7 @@ from hft2ane.card.tables import (
     least_psnr,
     peaks,
     placements,
+    ranges,
     specification,
     warnings,
     worst,
@@ -26,6 +27,7 @@ from hft2ane.records.package import SEVERAL_OS, SINGLE_OS, Audit, Function, Pack
 from hft2ane.records.recipe import LEAST_LENGTH
 from hft2ane.records.release import Conversion, Report
 from hft2ane.records.source import CardFields, Source
+from hft2ane.runtime.settings import Settings, read_settings
 
 TIGHTEST = 5  # layers that the card names; the rest is in its plot and in reports/ranges.json
 
@@ -102,7 +104,9 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
     pair = takes_pairs(conversion)
     entries = main.shape[-1]
     labels = () if all(re.fullmatch(r"LABEL_\d+", label) for label in conversion.labels) else conversion.labels
-    pad = conversion.generation.pad if conversion.generation else pad_token(release)
+    settings = read_settings(release, task == "sentence-embedding")
+    pad = conversion.generation.pad if conversion.generation else settings.pad
+    longest = max(f.length for f in package.functions)
     least = least_psnr(report)
     nearest = max(conversion.packages, key=lambda package: least[package.what])
     smaller = [p for p in conversion.packages if p.part == nearest.part and p.size < nearest.size]
@@ -132,7 +136,7 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         sizes_plot=SIZES if len({p.variant for p in conversion.packages}) > 1 else None,
         worst=worst(report),
         peaks=peaks(report),
-        keeps=tokens_kept(release, max(f.length for f in package.functions)),
+        keeps=settings.most if settings.most is not None and settings.most < longest else None,
         packages=conversion.packages,
         nearest=nearest,
         nearest_least=least[nearest.what],
@@ -147,11 +151,11 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         function=function,
         parts=parts,
         writing=conversion.generation,
-        own_vocabulary=own_vocabulary(release),
+        own_vocabulary=settings.own_vocabulary,
         several=len(package.functions) > 1,
         lengths=[function.length for function in package.functions],
         contracts=[
-            (part, contract(each, pad, task, ranges(release, part), peaks(report))) for part, each in parts.items()
+            (part, contract(each, pad, task, ranges(settings, part), peaks(report))) for part, each in parts.items()
         ],
         main=main,
         types=any(t.name == "token_type_ids" for t in function.inputs),
@@ -166,8 +170,8 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         labelled=bool(labels) and task in ("text-classification", "token-classification"),
         softmax=entries > 1 and conversion.problem not in ("regression", "multi_label_classification"),
         pad=pad,
-        mask=mask_token(release),
-        loads=loads(release, conversion),
+        mask=settings.mask,
+        loads=loads(release, conversion, settings),
         fast=(release / "tokenizer.json").is_file(),
         tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
         legal=[file.path for file in layout.legal(source.files)],
@@ -196,10 +200,10 @@ def saying(conversion: Conversion) -> str:
     )
 
 
-def loads(release: Path, conversion: Conversion) -> bool:
+def loads(release: Path, conversion: Conversion, settings: Settings) -> bool:
     """Whether `hft2ane.load` does all for this release: it has a tokenizer for what is read and written, and no input
     is of another model."""
-    if not (release / "tokenizer.json").is_file() or own_vocabulary(release):
+    if not (release / "tokenizer.json").is_file() or settings.own_vocabulary:
         return False
     parts = first_parts(conversion)
     inputs = {tensor.name for package in parts.values() for tensor in package.functions[0].inputs}

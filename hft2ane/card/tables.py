@@ -12,9 +12,10 @@ from hft2ane.card.words import PRECISIONS, WARNINGS
 from hft2ane.records.fidelity import Measure
 from hft2ane.records.lint import Finding
 from hft2ane.records.mac import ENGINE, Latency, Measurement, Unit
-from hft2ane.records.package import Package, Tensor, per_token
+from hft2ane.records.package import Package, Part, Tensor, per_token
 from hft2ane.records.recipe import Task
 from hft2ane.records.release import Conversion, Report
+from hft2ane.runtime.settings import Settings
 
 STATES_MASK = "encoder_attention_mask"
 WORST = 3  # inputs that are shown of one package
@@ -152,6 +153,13 @@ def warnings(report: Report) -> list[Warned]:
         )
         for rule, each in found.items()
     ]
+
+
+def ranges(settings: Settings, part: Part) -> dict[str, str]:
+    """What ids may be, by the input's name, as far as config.json says it."""
+    own = settings.ids.get(part, settings.ids[""])
+    found = {name: f"0 … {size - 1}" for name, size in own.items() if size > 1}
+    return {"attention_mask": "0, 1", "encoder_attention_mask": "0, 1", **found}
 
 
 @dataclass(frozen=True)

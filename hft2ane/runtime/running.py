@@ -16,7 +16,8 @@ from hft2ane.errors import BadInput, EvaluationError, Truncated
 from hft2ane.runtime.contract import Function, Package
 from hft2ane.runtime.engine import Array, Engine, fitting
 from hft2ane.runtime.fetch import Release
-from hft2ane.runtime.texts import Row, Text, Texts, read_settings
+from hft2ane.runtime.settings import read_settings
+from hft2ane.runtime.texts import Row, Text, Texts
 
 R = TypeVar("R")
 
