@@ -181,10 +181,14 @@ def test_a_damaged_file_of_the_cache_is_named(local: LocalHub, cache: Path, name
         ("./nowhere", BadInput, "'./nowhere' is no folder here"),
         ("tiny", BadInput, "'tiny' is no folder here, and no repo of the Hub: give org/name"),
         ("org/a.mlpackage", BadInput, "is no folder here"),
+        ("https://huggingface.co/org/tiny-ane", BadInput, "is an address: give the repo's name alone"),
+        (__file__, BadInput, "is a file: give the release's folder"),
+        ("", BadInput, "load\\(''\\): give org/name"),
+        (None, BadInput, "load\\(None\\): give org/name"),
     ],
 )
 def test_what_cannot_be_had_is_one_clear_error(
-    local: LocalHub, made: Path, tmp_path: Path, source: str, error: type[Hft2aneError], says: str
+    local: LocalHub, made: Path, tmp_path: Path, source: Any, error: type[Hft2aneError], says: str
 ) -> None:
     (tmp_path / "original").mkdir()
     (tmp_path / "original/config.json").write_text("{}")
@@ -215,7 +219,7 @@ def test_a_package_by_itself(folder: Path, tmp_path: Path) -> None:
     alone = shutil.copytree(package, tmp_path / "alone" / "Renamed.mlpackage")
     model = load(alone)
     assert np.array_equal(model(**inputs)["logits"], load(folder)(**inputs)["logits"])
-    with pytest.raises(BadInput, match="has no tokenizer.json"):
+    with pytest.raises(BadInput, match="/alone/tokenizer.json is not there"):
         model.classify("a b")
     given = load(alone, tokenizer=folder / "tokenizer.json").classify("a b")
     assert [each["score"] for each in given] == [each["score"] for each in expected]

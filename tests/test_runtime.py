@@ -15,7 +15,7 @@ import transformers
 
 from hft2ane import Model, Truncated, load
 from hft2ane.demo import MODELS, obtain
-from hft2ane.errors import BadInput, EvaluationError
+from hft2ane.errors import BadInput
 from hft2ane.protocol import SENTENCES
 from hft2ane.runtime import answers, engine
 from hft2ane.runtime.settings import read_settings
@@ -204,6 +204,21 @@ def test_encode_is_sentence_transformers_encode(models: Models) -> None:
     assert [v.shape for v in model.encode(texts, convert_to_numpy=False)] == [(24,)] * 3
     assert np.allclose(model.similarity(vectors, vectors[0]), vectors @ vectors[:1].T, atol=1e-6)
     assert model.get_sentence_embedding_dimension() == 24
+    by_place = model.encode(texts, None, None, 2, False, "sentence_embedding", "float32", True, False, "cpu", True)
+    assert np.array_equal(by_place, vectors)
+    short = model.encode(texts, truncate_dim=8, normalize_embeddings=True)
+    assert np.allclose(short, answers.normalized(vectors[:, :8]), atol=1e-6)
+    for option in ({"convert_to_tensor": True}, {"precision": "int8"}, {"output_value": "token_embeddings"}):
+        with pytest.raises(BadInput, match=next(iter(option))):
+            model.encode("a", **option)  # type: ignore[arg-type]
+
+
+def test_vectors_that_cannot_be_compared_are_named(models: Models) -> None:
+    model = loaded(models, "embed")
+    with pytest.raises(BadInput, match=r"given are \(1, 24\) of float32 and \(2, 5\) of float64"):
+        model.similarity(model.embed("a"), np.ones((2, 5)))
+    with pytest.raises(BadInput, match="a in similarity.* is 'a', no array of numbers"):
+        model.similarity("a", "b")  # type: ignore[arg-type]
 
 
 def test_prompts_are_put_before_the_text(models: Models) -> None:
@@ -439,6 +454,23 @@ def test_a_cross_encoder_may_ask_for_plain_scores(models: Models, tmp_path: Path
     )
 
 
+def test_scores_of_pairs_are_those_of_a_cross_encoder(models: Models) -> None:
+    """One score a pair; of several labels the plain values, or a softmax of them."""
+    model = loaded(models, "rerank")
+    expected = answers.sigmoid(scores(models, "e f", ["a b", "c"]))
+    got = model.predict([("e f", "a b"), ["e f", "c"]], batch_size=1, show_progress_bar=False)
+    assert (got.shape, got.dtype) == ((2,), np.float32)
+    assert got == pytest.approx(expected, abs=5e-3)
+    assert model.predict(("e f", "c")) == got[1] == model.predict(["e f", "c"])
+    assert model.predict([]).shape == (0,)
+    network, tokenizer = original(models, "topics", "BertForSequenceClassification")
+    with torch.no_grad():
+        logits = network(**tokenizer("e f", "a b", return_tensors="pt")).logits.numpy()
+    several = loaded(models, "topics")
+    assert several.predict([("e f", "a b")]) == pytest.approx(logits, abs=2e-2)
+    assert several.predict([("e f", "a b")], apply_softmax=True) == pytest.approx(answers.softmax(logits), abs=5e-3)
+
+
 @torch.no_grad()
 def test_choices_are_ranked(models: Models) -> None:
     network, tokenizer = original(models, "choice", "BertForMultipleChoice")
@@ -493,10 +525,10 @@ def test_arrays_go_in_by_name_and_come_out_by_name(models: Models) -> None:
     longer = {name: np.pad(array, ((0, 0), (0, 16))).tolist() for name, array in inputs.items()}
     assert np.allclose(model(**longer)["logits"], logits, atol=2e-2)
     with pytest.raises(
-        EvaluationError, match=r"takes input_ids \(1, 16\), .* or input_ids \(1, 32\).*given is input_ids \(1, 5\)"
+        BadInput, match=r"takes input_ids \(1, 16\), .* or input_ids \(1, 32\).*given is input_ids \(1, 5\)"
     ):
         model(input_ids=np.zeros((1, 5), int))
-    with pytest.raises(EvaluationError, match="input_ids is float64, must be int32"):
+    with pytest.raises(BadInput, match="input_ids is float64, must be int32"):
         model(**{name: array.astype(float) for name, array in inputs.items()})
 
 
@@ -564,6 +596,58 @@ def test_what_is_no_text_is_named(models: Models, texts: Any) -> None:
         loaded(models, "sentiment").classify(texts)
 
 
+@pytest.mark.parametrize(
+    ("name", "ask", "says"),
+    [
+        ("embed", lambda m: m.embed(None), "^None is no text: give a str, or a list"),
+        ("embed", lambda m: m.embed(b"a"), "^b'a' is no text"),
+        ("embed", lambda m: m.embed(m.tokenize("a")), r"arrays go in by name, as model\(\*\*inputs\)"),
+        ("embed", lambda m: m(m.tokenize("a")), r"arrays go in by name: model\(\*\*inputs\)"),
+        ("embed", lambda m: m.embed(["a", "b\ud800"]), "^text 1 has half a character"),
+        ("embed", lambda m: m.tokenize(["a", "b"]), r"^text 0 is \['a', 'b'\]: it must be a str, or a tuple of two"),
+        ("rerank", lambda m: m.rank("a", "b c"), "^'b c' is no text: .* a list"),
+        ("rerank", lambda m: m.rank(None, ["b"]), "^text 0 is None"),
+        ("rerank", lambda m: m.rank("a", ["b"], top_k=0), "top_k=0: it must be 1 or more"),
+        ("sentiment", lambda m: m.classify("a", top_k=-1), "top_k=-1"),
+        ("mask", lambda m: m.fill_mask(f"a {m.mask}", top_k=0), "top_k=0"),
+        ("choice", lambda m: m.rank("a", ["b", None, "c", "d"]), "^text 1 is None"),
+        ("squad", lambda m: m.answer("a", None), "^text 1 is None"),
+        ("squad", lambda m: m("a"), "a question goes in with its context"),
+        ("squad", lambda m: m({"question": "a"}), "a question goes in with its context"),
+        ("goes-on", lambda m: m.write(None), "^text 0 is None"),
+    ],
+)
+def test_what_would_be_taken_for_something_else_is_refused(models: Models, name: str, ask: Any, says: str) -> None:
+    """A str has letters, a dict has keys: neither is a list of texts."""
+    with pytest.raises(BadInput, match=says):
+        ask(loaded(models, name))
+
+
+@pytest.mark.parametrize(
+    ("ids", "says"),
+    [
+        (np.full((1, 16), 70, np.int32), "input_ids has 70, and tiny/sentiment knows 0 … 35"),
+        (np.full((1, 16), -1, np.int32), "input_ids has -1, and"),
+        (np.full((1, 16), 2**32), "input_ids has numbers that int32 does not hold"),
+        ([[1, 2], [3]], "input input_ids is no array, its rows have different lengths"),
+        (None, "input input_ids is None, no array of numbers"),
+        ("a b", "input input_ids is 'a b', no array of numbers"),
+    ],
+)
+def test_ids_that_there_are_not_are_refused(models: Models, ids: Any, says: str) -> None:
+    """Core ML would take the first three for others."""
+    model = loaded(models, "sentiment")
+    with pytest.raises(BadInput, match=says):
+        model(**{**model.tokenize("a"), "input_ids": ids})
+
+
+def test_a_question_may_go_in_by_name(models: Models) -> None:
+    """As the pipeline took it."""
+    model = loaded(models, "squad")
+    assert model(question="e f", context="a b c d") == model({"question": "e f", "context": "a b c d"})
+    assert model(question="e f", context="a b c d", top_k=2) == model.answer("e f", "a b c d", top_k=2)
+
+
 def test_a_tuple_is_a_pair_where_there_are_pairs(models: Models) -> None:
     assert loaded(models, "embed").embed(("a", "b")).shape == (2, 24)
     with pytest.raises(BadInput, match="^text 0 is .*: it must be a str$"):
@@ -586,7 +670,7 @@ def test_without_tokenizer_json_there_are_only_arrays(models: Models, tmp_path: 
     (folder / "tokenizer.json").unlink()
     model = load(folder)
     assert model(**inputs)["logits"].shape == (1, 2)
-    with pytest.raises(BadInput, match="has no tokenizer.json: make one with .*save_pretrained"):
+    with pytest.raises(BadInput, match="/bare/tokenizer.json is not there: make one with .*save_pretrained"):
         model.classify("a b")
     given = load(folder, tokenizer=models["sentiment"][1] / "tokenizer.json")
     assert given.classify("a b") == loaded(models, "sentiment").classify("a b")

@@ -1,12 +1,13 @@
 """docs/use.md for app developers: each of its examples runs as it stands there, on tiny models under the same names."""
 
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 import hft2ane
 from hft2ane.cli import main
@@ -91,6 +92,20 @@ def test_try_prints_the_answer(
     name, *rest = arguments
     assert main(["try", f"org/{name}-ane@v1", *rest]) == 0
     assert re.search(expected, capsys.readouterr().out)
+
+
+def test_try_takes_a_package_alone_and_several_masks(
+    published: LocalHub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = Path(snapshot_download("org/bert-base-uncased-ane", endpoint=published.url, local_dir=tmp_path / "all"))
+    (package,) = folder.glob("*.mlpackage")
+    alone = str(shutil.copytree(package, tmp_path / "alone.mlpackage"))
+    assert main(["try", alone, "a [MASK]"]) != 0
+    assert "--tokenizer at the shell" in capsys.readouterr().err
+    assert main(["try", alone, "a [MASK] [MASK]", "--tokenizer", str(folder / "tokenizer.json")]) == 0
+    assert re.findall(r"^mask \d$", capsys.readouterr().out, re.M) == ["mask 1", "mask 2"]
+    assert main(["try", str(folder), f"[MASK] {'a' * 300}"]) == 0
+    assert max(map(len, capsys.readouterr().out.splitlines()[2:])) < 300
 
 
 def test_try_says_what_was_cut_and_what_is_wrong(published: LocalHub, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ def add(commands: Commands) -> None:
     )
     sub.add_argument("--pair", action="store_true", help="classify two texts as one that consists of both")
     sub.add_argument("--variant", help="default: float16, or the best that there is")
+    sub.add_argument("--tokenizer", metavar="FILE", help="a tokenizer.json, for a package that has none beside it")
     sub.add_argument("--json", action="store_true", help="the whole answers as JSON")
 
 
@@ -32,7 +33,7 @@ def attempt(options: argparse.Namespace) -> int:
     from hft2ane import load
     from hft2ane.terminal.answers import show_answers
 
-    model = load(options.model, variant=options.variant)
+    model = load(options.model, variant=options.variant, tokenizer=options.tokenizer)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         titles, found = ask(model, options.texts, options.pair)

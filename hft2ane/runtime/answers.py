@@ -37,16 +37,15 @@ def labelled(scores: Array, labels: Sequence[str]) -> list[Answer]:
     return sorted(found, key=lambda each: each["score"], reverse=True)
 
 
-def relevance(logit: float, activation: str | None) -> float:
-    """A reranker's score, as sentence-transformers' CrossEncoder gives it: through a sigmoid if nothing else is said.
-
-    BadInput."""
-    kind = SIGMOID if activation is None else activation.rpartition(".")[2]
+def relevance(logits: Array, activation: str | None) -> Array:
+    """Logits (labels) as sentence-transformers' CrossEncoder gives them: if nothing else is said, one through a
+    sigmoid, several as they are. BadInput."""
+    kind = activation.rpartition(".")[2] if activation else SIGMOID if logits.size == 1 else IDENTITY
     if kind not in (SIGMOID, IDENTITY):
         raise BadInput(
             f"config.json asks for the activation {activation}, which is not known here: call model(**inputs)"
         )
-    return float(sigmoid(np.array(logit, np.float32))) if kind == SIGMOID else logit
+    return sigmoid(logits) if kind == SIGMOID else logits
 
 
 def ranked(scores: Sequence[float], documents: Sequence[str], return_documents: bool) -> list[Answer]:
@@ -120,6 +119,11 @@ def spans(start: Array, end: Array, inside: Array, most: int) -> tuple[list[tupl
 
 def similarity(a: Array, b: Array, kind: str) -> Array:
     """(n, d) and (m, d) -> (n, m), greater for what is more alike. BadInput."""
+    if a.shape[1] != b.shape[1] or not {a.dtype.kind, b.dtype.kind} <= set("iuf"):
+        raise BadInput(
+            f"compared are vectors (n, d) of numbers, given are {a.shape} of {a.dtype} and {b.shape} of {b.dtype}: "
+            "model.embed(texts) makes them"
+        )
     if kind == "cosine":
         return normalized(a) @ normalized(b).T
     if kind == "dot":

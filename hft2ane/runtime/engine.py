@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from hft2ane import coreml
-from hft2ane.errors import EvaluationError
+from hft2ane.errors import BadInput
 from hft2ane.package import digest
 from hft2ane.records.mac import ENGINE
 from hft2ane.runtime.contract import Function, Package, Port
@@ -75,7 +75,7 @@ def plain(package: Path) -> Iterator[Path]:
 
 
 def fitting(function: Function, inputs: Mapping[str, Array]) -> dict[str, Array] | None:
-    """The inputs in the types that the function declares, None where they are not for it."""
+    """The inputs in the types that the function declares, None where they are not for it. BadInput."""
     if inputs.keys() != {port.name for port in function.inputs}:
         return None
     if any(not _fits(inputs[port.name].shape, port.shape) for port in function.inputs):
@@ -88,9 +88,14 @@ def _fits(shape: tuple[int, ...], declared: tuple[int, ...]) -> bool:
 
 
 def _cast(array: Array, port: Port) -> Array:
-    if array.dtype.kind not in "iufb" or (array.dtype.kind == "f" and port.dtype.startswith("int")):
-        raise EvaluationError(f"input {port.name} is {array.dtype}, must be {port.dtype}")
-    return np.ascontiguousarray(array, port.dtype)
+    """BadInput: numbers of `array` are none of that type."""
+    whole = port.dtype.startswith("int")
+    if array.dtype.kind == "f" and whole:
+        raise BadInput(f"input {port.name} is {array.dtype}, must be {port.dtype}: array.astype({port.dtype!r})")
+    cast = np.ascontiguousarray(array, port.dtype)
+    if whole and not np.array_equal(cast, array):
+        raise BadInput(f"input {port.name} has numbers that {port.dtype} does not hold")
+    return cast
 
 
 @functools.cache

@@ -29,6 +29,8 @@ def load(
     check_installed()
     from hft2ane.runtime.model import Model
 
+    if not isinstance(source, str | PathLike) or not str(source):
+        raise BadInput(f"load({source!r}): give org/name, a release's folder, or an .mlpackage")
     path = Path(source).expanduser()
     if path.is_dir():
         if revision is not None:
@@ -43,6 +45,10 @@ def from_repo(name: str, revision: str | None, variant: str | None) -> "Release"
     from hft2ane.runtime import fetch
 
     repo, _, tag = name.partition("@")
+    if repo.startswith(("http://", "https://")):
+        raise BadInput(f"{name!r} is an address: give the repo's name alone, org/name or org/name@v2")
+    if Path(name).is_file():
+        raise BadInput(f"{name!r} is a file: give the release's folder, or an .mlpackage, which is a folder too")
     if repo.count("/") != 1 or repo[0] in "./~" or repo.endswith(".mlpackage"):
         raise BadInput(f"{name!r} is no folder here, and no repo of the Hub: give org/name, or a path that exists")
     if tag and revision not in (None, tag):

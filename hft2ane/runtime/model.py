@@ -18,7 +18,7 @@ from hft2ane.runtime.answers import Answer, Array
 from hft2ane.runtime.contract import Generation
 from hft2ane.runtime.engine import Engine, fitting, log
 from hft2ane.runtime.fetch import Release
-from hft2ane.runtime.running import BATCH, Running, listed
+from hft2ane.runtime.running import BATCH, Running, array, listed
 from hft2ane.runtime.texts import Row, Text
 from hft2ane.runtime.writing import STATES, STATES_MASK
 
@@ -85,14 +85,27 @@ class Model:
         prompt: str | None = None,
         batch_size: int = BATCH,
         show_progress_bar: bool | None = None,
+        output_value: str | None = "sentence_embedding",
+        precision: str = "float32",
         convert_to_numpy: bool = True,
+        convert_to_tensor: bool = False,
+        device: Any = None,
         normalize_embeddings: bool = False,
+        truncate_dim: int | None = None,
     ) -> Array | list[Array]:
-        """`embed` with the names of `SentenceTransformer.encode`. `batch_size`: texts that are tokenised at a time.
-        Without `convert_to_numpy`, several texts give a list of vectors; there are no tensors here."""
+        """`embed` with the names, the order and the defaults of `SentenceTransformer.encode`, always as numpy.
+
+        `batch_size`: texts that are tokenised at a time. `device` changes nothing: what runs where is Core ML's.
+        Without `convert_to_numpy`, several texts give a list of vectors."""
         self._must("encode", "sentence-embedding")
+        if output_value != "sentence_embedding":
+            raise BadInput(f"output_value={output_value!r} is not done here: model.features(texts), or model(**inputs)")
+        if precision != "float32":
+            raise BadInput(f"precision={precision!r} is not done here, vectors are float32: make them smaller yourself")
+        if convert_to_tensor:
+            raise BadInput("convert_to_tensor: there are no tensors here: torch.from_numpy(model.encode(texts))")
         text = self._prompt(prompt_name, prompt)
-        found = self._embed(sentences, text, normalize_embeddings, batch_size, show_progress_bar)
+        found = self._embed(sentences, text, normalize_embeddings, batch_size, show_progress_bar, truncate_dim)
         return found if convert_to_numpy or found.ndim == 1 else list(found)
 
     def encode_query(self, sentences: str | Iterable[str], **options: Any) -> Array | list[Array]:
@@ -106,7 +119,11 @@ class Model:
     def similarity(self, a: Array, b: Array) -> Array:
         """Of n vectors with m: (n, m), by the model's own measure, which mostly is the cosine."""
         self._must("similarity", "sentence-embedding")
-        return answers.similarity(np.atleast_2d(a), np.atleast_2d(b), self._on.settings.similarity)
+        return answers.similarity(
+            np.atleast_2d(array("a in similarity(a, b)", a)),
+            np.atleast_2d(array("b in similarity(a, b)", b)),
+            self._on.settings.similarity,
+        )
 
     def get_sentence_embedding_dimension(self) -> int:
         """Numbers in a vector."""
@@ -150,6 +167,7 @@ class Model:
         Scores are probabilities: of one label among all, or of each by itself in a model of several labels or of one;
         of a regression they are its values."""
         self._must("classify", "text-classification", "next-sentence-prediction")
+        positive(top_k)
 
         def answer(_: Row, __: Text, outputs: Mapping[str, Array]) -> list[Answer]:
             scores = answers.probabilities(outputs["logits"][0], self._on.contract.problem)
@@ -205,6 +223,7 @@ class Model:
         """The `top_k` best words for the mask in each text: `score`, `token` (its id), `token_str` and `sequence`. A
         text with several masks gives a list for each of them. What a mask looks like is `model.mask`."""
         self._must("fill_mask", "fill-mask")
+        positive(top_k)
         id = self._on.texts.inner.token_to_id(self.mask)
 
         def answer(row: Row, text: Text, outputs: Mapping[str, Array]) -> list[Any]:
@@ -254,6 +273,8 @@ class Model:
         A context that is longer than the model takes is read in pieces that overlap, so nothing is cut.
         `handle_impossible_answer`: that there is none is an answer too, ""."""
         self._must("answer", "question-answering")
+        positive(top_k)
+        question, context = listed([question, context])
         found: list[Answer] = []
         least = 1.0
         for window in self._on.texts.windows(question, context, self.limit):
@@ -284,7 +305,8 @@ class Model:
         """`[{"corpus_id": …, "score": …}, …]`, the best document first, as `CrossEncoder.rank` has it; of a
         multiple-choice model the choices, with probabilities. `return_documents`: with `text`."""
         self._must("rank", "text-classification", "multiple-choice")
-        found = list(documents)
+        positive(top_k)
+        (query,), found = listed([query]), listed(documents)
         if self.task == "multiple-choice":
             scores = self._choose(query, found)
         elif (labels := self._on.main.functions[0].outputs[0].shape[-1]) != 1:
@@ -292,11 +314,33 @@ class Model:
         else:
             activation = self._on.settings.activation
             scores = self._on.each(
-                listed([(query, document) for document in found], pairs=True),
-                lambda _, __, outputs: answers.relevance(float(outputs["logits"][0, 0]), activation),
+                [(query, document) for document in found],
+                lambda _, __, outputs: float(answers.relevance(outputs["logits"][0], activation)[0]),
                 progress,
             )
         return answers.ranked(scores, found, return_documents)[:top_k]
+
+    def predict(
+        self,
+        sentences: Any,
+        batch_size: int = BATCH,
+        show_progress_bar: bool | None = None,
+        apply_softmax: bool = False,
+    ) -> Array:
+        """As `CrossEncoder.predict`: of pairs of texts a score each, (n), or of a model of several labels (n, labels);
+        of one pair its own."""
+        self._must("predict", "text-classification")
+        one = isinstance(sentences, tuple | list) and len(sentences) == 2 and all(isinstance(s, str) for s in sentences)
+        asked = [tuple(each) if isinstance(each, list) else each for each in ([sentences] if one else sentences)]
+
+        def answer(_: Row, __: Text, outputs: Mapping[str, Array]) -> Array:
+            scores = answers.relevance(outputs["logits"][0], self._on.settings.activation)
+            return answers.softmax(scores) if apply_softmax and scores.size > 1 else scores
+
+        found = self._on.each(listed(asked, pairs=True), answer, show_progress_bar, batch_size)
+        labels = self._on.main.functions[0].outputs[0].shape[-1]
+        scores = np.array(found, np.float32).reshape(len(found), *([labels] if labels > 1 else []))
+        return np.asarray(scores[0] if one else scores)
 
     def _choose(self, question: str, choices: list[str]) -> list[float]:
         wanted = self._on.main.functions[0].inputs[0].shape[1]
@@ -356,8 +400,12 @@ class Model:
     def __call__(self, texts: Any = None, /, **options: Any) -> Any:
         """With texts: the answers of `transformers.pipeline`, in its form. Without: arrays by the inputs' names, as the
         package takes them, -> its outputs by name."""
+        if texts is None and options.keys() >= {"question", "context"}:  # of old the pipeline's own way
+            texts = {name: options.pop(name) for name in ("question", "context")}
         if texts is None:
             return self._on.raw(options)
+        if isinstance(texts, Mapping) and not texts.keys() & {"text", "question"}:
+            raise BadInput("arrays go in by name: model(**inputs)")
         for changes_no_answer in ("batch_size", "padding"):
             options.pop(changes_no_answer, None)
         if options.pop("truncation", True) is False:
@@ -377,6 +425,8 @@ class Model:
                 return found[0] if many and len(found) == 1 else found
             case "answer":
                 asked = texts if many else [texts]
+                if not all(isinstance(each, Mapping) and {"question", "context"} <= each.keys() for each in asked):
+                    raise BadInput('a question goes in with its context: model({"question": "…", "context": "…"})')
                 got = [self.answer(each["question"], each["context"], **options) for each in asked]
                 return got if many else got[0]
             case "write":
@@ -390,7 +440,7 @@ class Model:
         """What `model(**inputs)` takes for a text, or a pair: padded to the least length that fits."""
         if self._on.main.part or self.task in ("", "multiple-choice"):
             raise BadInput(f"{self._called()}, not for one text: it takes {self._on.takes()}")
-        row = self._on.texts.rows([text], self.limit)[0]
+        row = self._on.texts.rows(listed([text], pairs=True), self.limit)[0]
         self._on.warn([row.cut])
         return self._on.padded(row.tokens)[1]
 
@@ -433,15 +483,28 @@ class Model:
         return next((name for name in names if name in self._on.settings.prompts), None)
 
     def _embed(
-        self, texts: str | Iterable[str], prompt: str, normalize: bool, batch: int, progress: bool | None
+        self,
+        texts: str | Iterable[str],
+        prompt: str,
+        normalize: bool,
+        batch: int,
+        progress: bool | None,
+        dimensions: int | None = None,
     ) -> Array:
         several = listed([texts] if isinstance(texts, str) else texts)
         asked = [f"{prompt}{each}".strip() for each in several]  # as sentence-transformers reads a text
         found = self._on.each(asked, lambda _, __, outputs: outputs["sentence_embedding"][0], progress, batch)
         vectors = np.stack(found) if found else np.zeros((0, self.get_sentence_embedding_dimension()), np.float32)
+        vectors = vectors[:, :dimensions]
         if normalize:
             vectors = answers.normalized(vectors)
         return vectors[0] if isinstance(texts, str) else vectors
+
+
+def positive(top_k: int | None) -> None:
+    """BadInput."""
+    if top_k is not None and top_k < 1:
+        raise BadInput(f"top_k={top_k}: it must be 1 or more, or None for all")
 
 
 def _words(window: Any, first: int, last: int) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from hft2ane.errors import BadInput, EvaluationError, Truncated
+from hft2ane.errors import BadInput, Truncated
 from hft2ane.runtime.contract import Function, Package
 from hft2ane.runtime.engine import Array, Engine, fitting
 from hft2ane.runtime.fetch import Release
@@ -32,7 +32,7 @@ class Running:
     def __init__(self, release: Release, tokenizer: Path | None) -> None:
         if tokenizer is not None and not tokenizer.is_file():
             raise BadInput(f"tokenizer={str(tokenizer)!r}: there is no such file")
-        self.folder, self.contract, self.main = release.folder, release.contract, release.contract.main
+        self.contract, self.main = release.contract, release.contract.main
         self.engines = [Engine(release.folder / package.file, package) for package in release.contract.packages]
         self.settings = read_settings(release.folder, self.contract.task == "sentence-embedding")
         longest = max(self.main.lengths)
@@ -46,9 +46,9 @@ class Running:
         if self._texts is None:
             if not self._tokenizer.is_file():
                 raise BadInput(
-                    f"{self.folder} has no tokenizer.json: make one with "
+                    f"{self._tokenizer.resolve()} is not there: make one with "
                     "`transformers.AutoTokenizer.from_pretrained(…).save_pretrained(…)` and give it as "
-                    "load(…, tokenizer=…), or tokenise yourself and call model(**inputs)"
+                    "load(…, tokenizer=…), --tokenizer at the shell, or tokenise yourself and call model(**inputs)"
                 )
             self._texts = Texts(self._tokenizer, self.settings)
         return self._texts
@@ -103,14 +103,25 @@ class Running:
         return next(engine for engine in self.engines if engine.package is package)
 
     def raw(self, given: Mapping[str, Any]) -> dict[str, Array]:
-        """By whichever function takes these inputs. EvaluationError: none does."""
-        inputs = {name: np.asarray(value) for name, value in given.items()}
+        """By whichever function takes these inputs. BadInput: none does."""
+        inputs = {name: array(f"input {name}", value) for name, value in given.items()}
         for engine in self.engines:
             for function in engine.package.functions:
                 if (fit := fitting(function, inputs)) is not None:
+                    self.known(engine.package, fit)
                     return engine(function.name, fit)
         shown = ", ".join(f"{name} {array.shape}" for name, array in inputs.items()) or "nothing"
-        raise EvaluationError(f"{self.contract.source.id} takes {self.takes()}; given is {shown}")
+        made = "; model.tokenize(text) makes them" if self.contract.task and not self.main.part else ""
+        raise BadInput(f"{self.contract.source.id} takes {self.takes()}; given is {shown}{made}")
+
+    def known(self, package: Package, inputs: Mapping[str, Array]) -> None:
+        """BadInput: an id that the model does not have, of which Core ML would make something all the same."""
+        sizes = self.settings.ids.get(package.part, self.settings.ids[""])
+        for name in sizes.keys() & inputs.keys():
+            least, most = inputs[name].min(), inputs[name].max()
+            if least < 0 or most >= sizes[name]:
+                odd = least if least < 0 else most
+                raise BadInput(f"{name} has {odd}, and {self.contract.source.id} knows 0 … {sizes[name] - 1}")
 
     def takes(self) -> str:
         ways = [
@@ -133,11 +144,37 @@ class Running:
 
 def listed(texts: Iterable[Any], pairs: bool = False) -> list[Any]:
     """BadInput: something is no text, nor with `pairs` a tuple of two."""
+    if isinstance(texts, Mapping):
+        raise BadInput("a dict is no text: arrays go in by name, as model(**inputs)")
+    if isinstance(texts, str | bytes) or not isinstance(texts, Iterable):
+        raise BadInput(f"{repr(texts)[:60]} is no text: give a str, or a list of them")
     found = list(texts)
     for n, each in enumerate(found):
-        pair = pairs and isinstance(each, tuple) and len(each) == 2 and all(isinstance(part, str) for part in each)
-        if not (isinstance(each, str) or pair):
+        parts = each if pairs and isinstance(each, tuple) and len(each) == 2 else (each,)
+        if not all(isinstance(part, str) for part in parts):
             raise BadInput(f"text {n} is {repr(each)[:60]}: it must be a str{', or a tuple of two' * pairs}")
+        if not all(map(whole, parts)):
+            raise BadInput(f"text {n} has half a character (a lone surrogate): {ascii(each)[:60]}")
+    return found
+
+
+def whole(text: str) -> bool:
+    """Whether it can be written as UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def array(name: str, value: Any) -> Array:
+    """`name`: how an error calls it. BadInput: rows of different lengths, or no numbers."""
+    try:
+        found = np.asarray(value)
+    except ValueError as err:
+        raise BadInput(f"{name} is no array, its rows have different lengths") from err
+    if found.dtype.kind not in "iufb":
+        raise BadInput(f"{name} is {repr(value)[:60]}, no array of numbers")
     return found
 
 

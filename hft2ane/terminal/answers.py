@@ -10,6 +10,8 @@ from rich.table import Table
 
 from hft2ane.terminal.console import screen, table
 
+CELL = 200  # letters of an answer that a table shows
+
 
 def show_answers(titles: Sequence[str], found: Sequence[Any]) -> None:
     """A model's answers, each below what was asked: texts, vectors, or rows of what they are made of."""
@@ -24,7 +26,8 @@ def show_answers(titles: Sequence[str], found: Sequence[Any]) -> None:
         elif not isinstance(answer[0], list):
             console.print(answer_table(answer))
         elif isinstance(answer[0][0], Mapping):  # a text with several masks
-            for mask in answer:
+            for number, mask in enumerate(answer, 1):
+                console.print(f"mask {number}")
                 console.print(answer_table(mask))
         else:
             console.print(f"  {len(answer)} tokens, {len(answer[0])} numbers each")
@@ -46,4 +49,5 @@ def answer_cell(name: str, row: Mapping[str, Any]) -> str:
         return f"{value}–{row['end']}"
     if isinstance(value, list):
         return " ".join(f"{number:.3f}" for number in value[:4]) + " …"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    text = f"{value:.4f}" if isinstance(value, float) else str(value)
+    return text if len(text) <= CELL else f"{text[:CELL]}…"
