@@ -31,6 +31,7 @@ MODULE = re.compile(r"\d+_[A-Za-z]\w*", re.ASCII)
 MODULE_FILES = {CONFIG, WEIGHTS}
 
 README = "README.md"
+NOBODY = "your-organization"  # owner of a release that is in a folder only
 LEGAL = re.compile(r"(LICEN[CS]E|NOTICE)[^/]*", re.IGNORECASE)
 
 

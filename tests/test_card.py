@@ -250,8 +250,10 @@ def git(text: str) -> str:
 
 
 def tokenizer() -> dict[str, Any]:
-    """WordPiece over the words of the card's own examples, joined as BERT joins pairs."""
-    text = (jinja2.PackageLoader("hft2ane.card").get_source(jinja2.Environment(), "python.j2")[0]).lower()
+    """WordPiece over the words of the card's own examples, joined as BERT joins pairs. What is code around them changes
+    no id: random weights answer otherwise to other ids."""
+    code = jinja2.PackageLoader("hft2ane.card").get_source(jinja2.Environment(), "python.j2")[0]
+    text = " ".join(re.findall(r'"(\w+,? [^"]*)"', code)).lower()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     words = special + sorted({*re.findall(r"[a-z]+|\d+|[^\sa-z\d]", text)})
     return {
@@ -379,6 +381,34 @@ def test_which_package_to_take(folder: Path) -> None:
     assert "Where size does not matter, take **float16**" in text
     assert "- **palettized-4** has 50% of its size, and 26.1 dB in the worst row" in text
     assert "That is lossy: try it" in text
+
+
+def test_how_to_take_another_package(folder: Path) -> None:
+    text = with_second(folder, "int8", 43.0)
+    assert 'The code takes float16: for another variant, say `variant="int8"` to `load`' in text
+    assert "add `--exclude '*.int8.mlpackage/*'`" in section(text, "### Files alone")
+    (patterns,) = re.findall(r"allow_patterns=\[(.*?)\]", text, re.S)
+    assert ast.literal_eval(f"[{patterns}]") == ["*.json", "all-MiniLM-L6-v2.float16.mlpackage/*"]
+
+
+def test_a_package_that_another_outdoes_is_called_so(folder: Path) -> None:
+    with_second(folder, "palettized-4", 26.18)
+    one, two = records.read(folder / "export.json", Exported).packages
+    three = replace(two, variant="int8", file=one.file.replace("float16", "int8"), size=two.size - 1)
+    shutil.copytree(folder / one.file, folder / three.file)
+    rewritten(folder / "export.json", Exported, packages=(one, two, three))
+    *bars, lossy = records.read(folder / "report.json", Report).fidelity
+    rewritten(folder / "report.json", Report, fidelity=(*bars, lossy, replace(lossy, what="int8", psnr_min=43.0)))
+    text = beginning(text_of(card.write(folder)))
+    assert re.search(r"^- \*\*palettized-4\*\* .* 26.1 dB .*\. \*\*int8\*\* is smaller and nearer\.$", text, re.M)
+    assert re.search(r"^- \*\*int8\*\* has 50% .* 43.0 dB in the worst row instead of [\d.]+\.$", text, re.M)
+
+
+def test_a_release_that_is_in_a_folder_only_says_how_to_load_it(folder: Path) -> None:
+    assert "on no Hub yet" not in text_of(card.write(folder))
+    rewritten(folder / "job.json", Job, repo="your-organization/mine-ane")
+    assert "`load` and `hft2ane try` take the folder's path in the place of the repo" in text_of(card.write(folder))
+    assert "hf download" not in text_of(card.write(folder))
 
 
 def test_a_variant_that_is_not_lossy_is_not_called_so(folder: Path) -> None:
@@ -588,6 +618,14 @@ def test_equal_predictions_are_one_row() -> None:
         (["float16", "int8"], ("tokens_8", "tokens_16"), "50%"),
         (["float16", "int8"], ("tokens_32",), "100%"),
     ]
+
+
+def test_a_warning_counts_what_is_in_one_function(folder: Path) -> None:
+    """Two operations in each of two functions of two packages are two to whoever runs one of them."""
+    both = replace(LINT.findings[0], functions=("tokens_32", "tokens_64"), count=4)
+    one, other = (replace(LINT, package=name, findings=(both,)) for name in ("a.mlpackage", "b.mlpackage"))
+    report = replace(records.read(folder / "report.json", Report), lint=(one, other))
+    assert [each.count for each in tables.warnings(report)] == [2]
 
 
 def test_a_warning_without_words_of_its_own_shows_the_finding(folder: Path) -> None:
@@ -911,6 +949,7 @@ def test_plots_are_small(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     report = records.read(job_folder(tmp_path, lengths=lengths) / "report.json", Report)
     bars = [replace(report.fidelity[1], what=variant) for variant in VARIANTS]
     sized = [plots.Sized(v, 10**7 * (n + 1), 30.0 + n, 60.0) for n, v in enumerate(VARIANTS)]
+    assert len(plots.FORMS) == len(plots.COLOURS) >= len(VARIANTS)
     for picture in (
         DRAWN.__wrapped__(report.fidelity[1:], "p"),
         DRAWN.__wrapped__(bars if kind == "many" else bars[:2], "p"),

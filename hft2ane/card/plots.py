@@ -17,6 +17,7 @@ PSNR, SIZES, HEADROOM = "assets/psnr.png", "assets/sizes.png", "assets/fp16-head
 LABELS = 70  # letters that fit side by side below the headroom plot
 GREY, GATE = "#7a828c", "#d1495b"  # readable on white and on near-black: the image has no background
 COLOURS = ("#3b82f6", "#e08a1e", "#2ca25f", "#a06cd5", "#d45d9e", "#17a2b8", "#8a9a2b")
+FORMS = ("o", "s", "^", "D", "v", "P", "X")  # a point of each variant, whatever colours one sees
 PALETTE = 128  # colours of a picture, with their transparency
 HEADROOM_KINDS = ("linear", "sum", "squares", "scores", "activation")  # each a line; the rest shares one
 
@@ -41,6 +42,7 @@ def plot_psnr(bars: Sequence[Fidelity], protocol: str) -> bytes:
     else:
         backends = len({bar.backend for bar in bars}) > 1
         series = {f"{bar.what}, {bar.backend}" if backends else bar.what: list(bar.measures) for bar in bars}
+    gates = sorted({bar.gate for bar in bars})
     with drawing(8, 1.9 + len(lines) * (0.35 + 0.13 * len(series))) as (figure, axes, image):
         for n, (name, found) in enumerate(series.items()):
             rows = {line: [m for m in found if (m.output, m.length) == line] for line in lines}
@@ -52,8 +54,13 @@ def plot_psnr(bars: Sequence[Fidelity], protocol: str) -> bytes:
             axes.hlines(heights, least, middle, color=colour, linewidth=1.5, alpha=0.6)
             axes.scatter(middle, heights, marker="|", s=60, color=colour, linewidths=1.5)
             axes.scatter(least, heights, s=28, color=colour, label=clean(name), zorder=3)
-        for gate in sorted({bar.gate for bar in bars}):
-            axes.axvline(gate, color=GATE, linestyle="--", linewidth=1.5, label=f"gate, {gate:g} dB")
+            if len(gates) > 1:
+                own, half = bars[n].gate, 0.4 / len(series)
+                label = "gate of each" if n == len(series) - 1 else None
+                above, below = ([height + side for height in heights] for side in (-half, half))
+                axes.vlines([own] * len(heights), above, below, color=GATE, linewidth=2.5, label=label)
+        if len(gates) == 1:
+            axes.axvline(gates[0], color=GATE, linestyle="--", linewidth=1.5, label=f"gate, {gates[0]:g} dB")
         axes.set_yticks(range(len(lines)), [f"{clean(output)}\n{length} tokens" for output, length in lines])
         axes.set_ylim(len(lines) - 0.4, -0.6)
         figure.supxlabel(f"PSNR in dB, {protocol}: dot = worst row, stroke = median", fontsize=12)
@@ -65,28 +72,22 @@ def plot_psnr(bars: Sequence[Fidelity], protocol: str) -> bytes:
 
 
 def plot_sizes(variants: Sequence[Sized], protocol: str) -> bytes:
-    """PNG: a point for each variant, by its size and its worst row, and a stroke up to its median."""
-    largest = max(each.size for each in variants) / 1e6
+    """PNG: a point for each variant, by its size and its worst row, and a stroke up to its median.
+
+    Points may lie upon one another, so each has a form of its own, and those below are larger."""
     with drawing(8, 4) as (figure, axes, image):
         for n, each in enumerate(variants):
             colour, size = COLOURS[n % len(COLOURS)], each.size / 1e6
             axes.vlines(size, each.least, each.median, color=colour, linewidth=1.5, alpha=0.6)
             axes.scatter(size, each.median, marker="_", s=60, color=colour, linewidths=1.5)
-            axes.scatter(size, each.least, s=36, color=colour, zorder=3)
-            axes.annotate(
-                each.variant,
-                (size, each.least),
-                (-7 if size > largest / 2 else 7, 4),
-                textcoords="offset points",
-                ha="right" if size > largest / 2 else "left",
-                color=colour,
-            )
+            wide = 110 - 12 * n
+            axes.scatter(size, each.least, marker=FORMS[n], s=wide, color=colour, label=each.variant, zorder=3)
         axes.margins(x=0.05, y=0.12)
         axes.set_xlim(left=0)
-        axes.set_xlabel("size in MB")
+        axes.set_xlabel("size in MB; point = worst row, stroke = median")
         axes.set_ylabel(f"PSNR in dB, {protocol}")
         axes.grid(color=GREY, alpha=0.25, linewidth=0.8)
-        figure.suptitle("dot = worst row, stroke = median", x=0.01, ha="left", fontsize=12, color=GREY)
+        figure.legend(loc="outside upper left", ncols=4, frameon=False, handletextpad=0.4, columnspacing=1.4)
     return image.getvalue()
 
 

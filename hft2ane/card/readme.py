@@ -1,6 +1,7 @@
 """The README.md of a release: its front matter, and its body from the template with all that this is given."""
 
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hft2ane.card.words import LOSSY, PAIRS, PRECISIONS, PYTHON_FIELDS, SWIFT_TR
 from hft2ane.errors import BadInput
 from hft2ane.records.job import Job
 from hft2ane.records.package import SEVERAL_OS, SINGLE_OS, Audit, Function, Package, Part, Tensor
-from hft2ane.records.recipe import LEAST_LENGTH
+from hft2ane.records.recipe import LEAST_LENGTH, Variant
 from hft2ane.records.release import Conversion, Report
 from hft2ane.records.source import CardFields, Source
 from hft2ane.runtime.settings import Settings, read_settings
@@ -109,8 +110,8 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
     longest = max(f.length for f in package.functions)
     least = least_psnr(report)
     nearest = max(conversion.packages, key=lambda package: least[package.what])
-    smaller = [p for p in conversion.packages if p.part == nearest.part and p.size < nearest.size]
-    others = sorted(smaller, key=lambda p: p.size, reverse=True)
+    same = [p for p in conversion.packages if p.part == nearest.part]
+    others = sorted((p for p in same if p.size < nearest.size), key=lambda p: p.size, reverse=True)
     template = environment().get_template("card.md.j2")
     return template.render(
         name=short_name(source),
@@ -140,7 +141,8 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         packages=conversion.packages,
         nearest=nearest,
         nearest_least=least[nearest.what],
-        smaller=[(p, f"{p.size / nearest.size:.0%}", least[p.what]) for p in others],
+        smaller=[(p, f"{p.size / nearest.size:.0%}", least[p.what], outdone(p, same, least)) for p in others],
+        unpublished=job.repo.startswith(f"{layout.NOBODY}/"),
         lossy=LOSSY,
         single_os=SINGLE_OS,
         several_os=SEVERAL_OS,
@@ -176,6 +178,12 @@ def body(release: Path, job: Job, conversion: Conversion, report: Report, audit:
         tools=", ".join(f"{name} {v}" for name, v in [("hft2ane", conversion.hft2ane), *conversion.toolchain.items()]),
         legal=[file.path for file in layout.legal(source.files)],
     )
+
+
+def outdone(package: Package, others: Sequence[Package], least: Mapping[str, float]) -> Variant | None:
+    """The variant that is smaller and nearer to the original, if there is one. `least`: PSNR by package."""
+    better = [p for p in others if p.size < package.size and least[p.what] > least[package.what]]
+    return max(better, key=lambda p: least[p.what]).variant if better else None
 
 
 def answer(conversion: Conversion) -> tuple[Package, Function, Tensor]:

@@ -1,6 +1,7 @@
 """The rows of the card's tables, from the records."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -131,7 +132,8 @@ def placements(packages: Sequence[Package], report: Report) -> list[Placement]:
 
 @dataclass(frozen=True)
 class Warned:
-    """A rule that some packages break, in `count` operations of the types named, and what that means for an app."""
+    """A rule that some packages break, in `count` operations of a function, of the types named, and what that means for
+    an app."""
 
     rule: str
     text: str
@@ -140,18 +142,22 @@ class Warned:
 
 
 def warnings(report: Report) -> list[Warned]:
-    """One a rule, whichever package and function it is in."""
+    """One a rule, whichever package and function it is in; `count` is of the function that has most."""
     found: dict[str, list[Finding]] = {}
-    for finding in (finding for each in report.lint for finding in each.findings if finding.severity == "warning"):
-        found.setdefault(finding.rule, []).append(finding)
+    counts: Counter[tuple[str, str, str]] = Counter()
+    for each in report.lint:
+        for finding in (finding for finding in each.findings if finding.severity == "warning"):
+            found.setdefault(finding.rule, []).append(finding)
+            for function in finding.functions:
+                counts[finding.rule, each.package, function] += finding.count // len(finding.functions)
     return [
         Warned(
             rule,
-            WARNINGS.get(rule, each[0].message),
-            sum(finding.count for finding in each),
-            ", ".join(dict.fromkeys(finding.type for finding in each if finding.type)),
+            WARNINGS.get(rule, findings[0].message),
+            max(count for (name, _, _), count in counts.items() if name == rule),
+            ", ".join(dict.fromkeys(finding.type for finding in findings if finding.type)),
         )
-        for rule, each in found.items()
+        for rule, findings in found.items()
     ]
 
 

@@ -54,7 +54,7 @@ def convert(options: argparse.Namespace) -> int:
 def take_source(options: argparse.Namespace, progress: Progress) -> None:
     """job.json, source/ and source.json for a Hub id or a local folder, in a new or an earlier job's folder."""
     from hft2ane import source
-    from hft2ane.layout import select
+    from hft2ane.layout import NOBODY, select
     from hft2ane.survey import begin
 
     out: Path = options.out
@@ -64,7 +64,7 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
     job = Job("create", "asked for on the command line", options.source, "", None, (), recipe, Gates(), options.license)
     if local.is_dir():
         name = f"local/{local.resolve().name}"
-        begin(out, replace(job, id=name, repo=f"{name}-ane"))
+        begin(out, replace(job, id=name, repo=f"{NOBODY}/{local.resolve().name}-ane"))
         taken = source.take(out, local, name)
         if options.license and not taken.card.license:
             records.write(out / "source.json", replace(taken, card=replace(taken.card, license=options.license)))
@@ -73,7 +73,7 @@ def take_source(options: argparse.Namespace, progress: Progress) -> None:
 
     hub = Hub()
     upstream = hub.look(options.source, options.revision)
-    repo = f"your-organization/{upstream.id.rpartition('/')[2]}-ane"
+    repo = f"{NOBODY}/{upstream.id.rpartition('/')[2]}-ane"
     begin(out, replace(job, id=upstream.id, repo=repo, commit=upstream.commit, files=select(upstream.files)))
     source.fetch(out, hub, progress)
 
