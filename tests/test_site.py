@@ -180,6 +180,10 @@ def test_the_page_of_a_model(built: World) -> None:
         f"{hub}/up/m0/tree/{MODELS[0].conversion.source.commit}",
         f"{hub}/org/m0-ane/resolve/{commit}/assets/psnr-float16-mil-declared.png",
     } <= set(page.targets)
+    picture = f"{hub}/org/m0-ane/resolve/{commit}/assets/psnr-float16-mil-declared.png"
+    assert built.text("models/m0-ane.html").count(f'<a href="{picture}"><img') == 1
+    assert 'The code takes float16: in Python load(…, variant="mixed-4") takes another' in page.text
+    assert "The code takes" not in Page(built.text("models/m4-ane.html")).text
     assert "1.23 ms (main, Apple M4 (25B78))" in Page(built.text("models/m1-ane.html")).text
     assert "7 are the same to the end" in Page(built.text("models/m2-ane.html")).text
     assert "Retired : its author withdrew it." in Page(built.text("models/m3-ane.html")).text
@@ -523,6 +527,7 @@ def test_the_command(world: World, run: Command) -> None:
     code, out, err = run("--manifests", manifest(world.folder, "org"), "--out", world.out)
     assert (code, out) == (0, f"5 models, 0 runs, 0 requests: {world.out / 'index.html'}\n")  # no token: no runs
     assert "org/unfinished-ane is left out" in err
+    assert "no run has left a report; where the state is private, HF_TOKEN has to read it" in err
     two = manifest(world.folder, "org", "other")
     code, _, err = run("--manifests", two, "--out", world.out)
     assert code == 2

@@ -35,6 +35,8 @@ def site(options: argparse.Namespace) -> int:
     made = build(Hub(), found[0], models, options.out, options.nights, options.images)
     for warning in made.warnings:
         print(f"hft2ane: {warning}", file=sys.stderr)
+    if not made.runs:
+        print("hft2ane: no run has left a report; where the state is private, HF_TOKEN has to read it", file=sys.stderr)
     catalogue = made.catalogue
     print(
         f"{len(catalogue.models)} models, {len(made.runs)} runs, {len(catalogue.requested)} requests: "
