@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from hft2ane import measurements
-from hft2ane.card.markdown import code, down, megabytes, share, systems
+from hft2ane.card.markdown import code, down, share, systems
 from hft2ane.card.plots import Sized
 from hft2ane.card.words import PRECISIONS, WARNINGS
 from hft2ane.records.fidelity import Measure
@@ -31,22 +31,22 @@ def least_psnr(report: Report) -> dict[str, float]:
 
 
 def specification(conversion: Conversion, report: Report) -> list[list[object]]:
-    """The first table, by column: its heading, and a cell for each package. Figures are the least of all that evaluated
-    the package."""
+    """The first table, by column: its heading, and a cell for each package. What one chooses by comes first, as a phone
+    shows no more. Figures are the least of all that evaluated the package."""
     packages = conversion.packages
     bars = {p.what: [bar for bar in report.fidelity if bar.what == p.what] for p in packages}
     agreed = {what: [bar.top1 for bar in of if bar.top1 is not None] for what, of in bars.items()}
     agreement: list[object] = ["Top-1 agreement¹", *(share(min(agreed[p.what], default=None)) for p in packages)]
     return [
-        ["File", *(code(p.file) for p in packages)],
-        ["Precision", *(PRECISIONS[p.variant][1] for p in packages)],
-        ["Size", *(megabytes(p.size) for p in packages)],
-        ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
-        ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
+        ["Variant", *(", ".join(filter(None, [PRECISIONS[p.variant][1], p.part])) for p in packages)],
+        ["Size, MB", *(f"{p.size / 1e6:.1f}" for p in packages)],
         ["PSNR¹ worst row, dB", *(down(min(bar.psnr_min for bar in bars[p.what])) for p in packages)],
         ["PSNR¹ median, dB", *(down(min(bar.psnr_median for bar in bars[p.what])) for p in packages)],
         *([agreement] if any(agreed.values()) else []),
+        ["Length, tokens", *(", ".join(str(f.length) for f in p.functions) for p in packages)],
+        ["Minimum OS", *(systems(p.minimum_os) for p in packages)],
         *on_a_mac(packages, report),
+        ["File", *(code(p.file) for p in packages)],
     ]
 
 
