@@ -635,7 +635,7 @@ def test_what_would_be_taken_for_something_else_is_refused(models: Models, name:
     ],
 )
 def test_ids_that_there_are_not_are_refused(models: Models, ids: Any, says: str) -> None:
-    """Core ML would take the first three for others."""
+    """A program takes −1 for the last of a table, and int32 would make 0 of 2³²."""
     model = loaded(models, "sentiment")
     with pytest.raises(BadInput, match=says):
         model(**{**model.tokenize("a"), "input_ids": ids})

@@ -115,7 +115,7 @@ class Running:
         raise BadInput(f"{self.contract.source.id} takes {self.takes()}; given is {shown}{made}")
 
     def known(self, package: Package, inputs: Mapping[str, Array]) -> None:
-        """BadInput: an id that the model does not have, of which Core ML would make something all the same."""
+        """BadInput: an id that the model does not have, which a package need not refuse itself."""
         sizes = self.settings.ids.get(package.part, self.settings.ids[""])
         for name in sizes.keys() & inputs.keys():
             least, most = inputs[name].min(), inputs[name].max()
