@@ -78,6 +78,7 @@ def test_convert_a_local_folder(checkpoint: Checkpoint, run: Run, tmp_path: Path
         "vocab.txt",
     }
     assert str(release) in said.out
+    assert f"try it     hft2ane try {release} TEXT" in said.out
     assert "not measured here: Core ML on a Mac" in said.out.replace("\n", " ")
     shown = run("inspect", next(release.glob("*.mlpackage")), "--json")
     assert json.loads(shown.out)["functions"][0]["outputs"][0]["shape"] == [1, 3]

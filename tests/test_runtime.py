@@ -311,6 +311,12 @@ def test_classification_is_the_pipeline_s(models: Models, name: str) -> None:
     alike(model(texts, top_k=2), other(texts, top_k=2))
     alike(model({"text": "a b", "text_pair": "c d"}), other({"text": "a b", "text_pair": "c d"}))
     alike(model.classify(texts), other(texts, top_k=None))
+    for function in ("softmax", "sigmoid", "none"):
+        alike(
+            model(texts, top_k=None, function_to_apply=function), other(texts, top_k=None, function_to_apply=function)
+        )
+    with pytest.raises(BadInput, match="function_to_apply='tanh' is not done here; there are softmax, sigmoid, none"):
+        model.classify("a", function_to_apply="tanh")
     alike(model.classify(("a b", "c d"), top_k=1), [other({"text": "a b", "text_pair": "c d"})])
     assert model("a b c", truncation=True, padding=True, batch_size=8) == model("a b c")
 
@@ -436,7 +442,7 @@ def scores(models: Models, query: str, documents: list[str]) -> Any:
 def test_documents_are_ranked_as_by_a_cross_encoder(models: Models, tmp_path: Path) -> None:
     model, documents = loaded(models, "rerank"), ["a", "b c d", "zebra", "x y", LETTERS, LONG]
     logits = scores(models, "e f", documents)
-    with pytest.warns(Truncated, match="1 of 6 texts"):
+    with pytest.warns(Truncated, match="1 of 6 texts is longer"):
         found = model.rank("e f", documents)
     assert [each["corpus_id"] for each in found] == np.argsort(-logits).tolist()
     assert [each["score"] for each in found] == pytest.approx(answers.sigmoid(np.sort(logits)[::-1]).tolist(), abs=5e-3)

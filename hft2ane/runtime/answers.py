@@ -1,6 +1,6 @@
 """From a network's numbers to the answers that people expect: as transformers' pipelines word and order them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,11 +24,16 @@ def sigmoid(scores: Array) -> Array:
     return np.asarray(1.0 / (1.0 + np.exp(-scores)))
 
 
-def probabilities(logits: Array, problem: str | None) -> Array:
-    """Logits (labels) as transformers' text-classification shows them."""
-    if problem == "regression":
-        return logits
-    return sigmoid(logits) if problem == "multi_label_classification" or logits.size == 1 else softmax(logits)
+FUNCTIONS: Mapping[str, Callable[[Array], Array]] = {"softmax": softmax, "sigmoid": sigmoid, "none": np.asarray}
+
+
+def probabilities(logits: Array, problem: str | None, function: str | None = None) -> Array:
+    """Logits (labels) as transformers' text-classification shows them, or through the function named. BadInput."""
+    own = "sigmoid" if problem == "multi_label_classification" or logits.size == 1 else "softmax"
+    named = function or ("none" if problem == "regression" else own)
+    if named not in FUNCTIONS:
+        raise BadInput(f"function_to_apply={function!r} is not done here; there are {', '.join(FUNCTIONS)}")
+    return FUNCTIONS[named](logits)
 
 
 def labelled(scores: Array, labels: Sequence[str]) -> list[Answer]:

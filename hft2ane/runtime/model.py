@@ -153,24 +153,39 @@ class Model:
 
     @overload
     def classify(  # type: ignore[overload-overlap]
-        self, texts: Text, *, top_k: int | None = None, progress: bool | None = None
+        self,
+        texts: Text,
+        *,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        progress: bool | None = None,
     ) -> list[Answer]: ...
     @overload
     def classify(
-        self, texts: Iterable[Text], *, top_k: int | None = None, progress: bool | None = None
+        self,
+        texts: Iterable[Text],
+        *,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        progress: bool | None = None,
     ) -> list[list[Answer]]: ...
     def classify(
-        self, texts: Text | Iterable[Text], *, top_k: int | None = None, progress: bool | None = None
+        self,
+        texts: Text | Iterable[Text],
+        *,
+        top_k: int | None = None,
+        function_to_apply: str | None = None,
+        progress: bool | None = None,
     ) -> list[Answer] | list[list[Answer]]:
         """`[{"label": …, "score": …}, …]` a text, the best first, `top_k` of them. A text may be a pair, as a tuple.
 
         Scores are probabilities: of one label among all, or of each by itself in a model of several labels or of one;
-        of a regression they are its values."""
+        of a regression they are its values. `function_to_apply`: `softmax`, `sigmoid` or `none` instead of that."""
         self._must("classify", "text-classification", "next-sentence-prediction")
         positive(top_k)
 
         def answer(_: Row, __: Text, outputs: Mapping[str, Array]) -> list[Answer]:
-            scores = answers.probabilities(outputs["logits"][0], self._on.contract.problem)
+            scores = answers.probabilities(outputs["logits"][0], self._on.contract.problem, function_to_apply)
             return answers.labelled(scores, self.labels)[:top_k]
 
         answered: list[Answer] | list[list[Answer]] = self._each(texts, answer, progress, pairs=True)

@@ -136,8 +136,10 @@ class Running:
         if not any(cuts):
             return
         longer = sum(cut > 0 for cut in cuts)
-        which = "the text is" if len(cuts) == 1 else f"{longer} of {len(cuts)} texts are"
-        lost = f"{sum(cuts)} tokens were cut" + (f", {max(cuts)} of one" if longer > 1 else "")
+        which = "the text is" if len(cuts) == 1 else f"{longer} of {len(cuts)} texts {'is' if longer == 1 else 'are'}"
+        lost = ("1 token was cut" if sum(cuts) == 1 else f"{sum(cuts)} tokens were cut") + (
+            f", {max(cuts)} of one" if longer > 1 else ""
+        )
         text = f"{which} longer than the {self.limit} tokens that {self.contract.source.id} takes here: {lost}"
         warnings.warn(text, Truncated, stacklevel=depth())
 

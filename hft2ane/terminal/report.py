@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,6 +136,8 @@ def show_release(folder: Path, release: Path) -> None:
         )
         console.print(f"  {each.what:{wide}} writes {written} ({each.backend})")
     console.print(f"  {'card':{wide}} {escape(str(release / 'README.md'))}")
+    if (release / "tokenizer.json").is_file():
+        console.print(f"  {'try it':{wide}} hft2ane try {escape(shlex.quote(str(release)))} TEXT", soft_wrap=True)
     for text in report.not_measured:
         console.print(f"  [dim]not measured here: {escape(text)}[/]")
 
