@@ -212,6 +212,16 @@ def test_a_release_s_folder_and_its_package(made: Path) -> None:
         load(package, variant="int8")
 
 
+def test_a_download_without_the_variant_that_is_taken_by_itself(folder: Path) -> None:
+    (package,) = folder.glob("*.float16.mlpackage")
+    shutil.rmtree(package)
+    with pytest.raises(BadInput, match="has no float16 package, only int8: say variant='int8'"):
+        load(folder)
+    assert load(folder, variant="int8").variant == "int8"
+    with pytest.raises(CorruptFile, match="float16.mlpackage is not there"):
+        load(folder, variant="float16")
+
+
 def test_a_package_by_itself(folder: Path, tmp_path: Path) -> None:
     """It knows its task, not its labels; with a tokenizer beside it there is its method, else arrays only."""
     (package,) = folder.glob("*.float16.mlpackage")
@@ -293,7 +303,7 @@ def test_a_package_that_was_changed_is_refused(folder: Path) -> None:
         (lambda f: (f / "SHA256SUMS").write_text("x"), CorruptFile, "is not a list of digests"),
         (lambda f: (f / "SHA256SUMS").write_text(f"{'0' * 64}  ../../x\n"), CorruptFile, "no path inside a release"),
         (lambda f: (f / "config.json").write_text("{"), CorruptFile, "config.json"),
-        (lambda f: shutil.rmtree(next(f.glob("*.float16.mlpackage"))), CorruptFile, "is not there"),
+        (lambda f: [shutil.rmtree(each) for each in f.glob("*.mlpackage")], CorruptFile, "is not there"),
     ],
 )
 def test_a_folder_that_is_no_release_is_one_clear_error(

@@ -65,9 +65,15 @@ def from_folder(folder: Path, variant: str | None) -> "Release":
             f"{folder} has no {RECORD}, so it is no release: give the folder release/ that `hft2ane convert` makes, "
             "or a download of a published repo"
         )
-    return fetch.from_folder(
-        folder, choose(parse((folder / RECORD).read_bytes(), str(folder / RECORD)), variant, str(folder))
-    )
+    found = parse((folder / RECORD).read_bytes(), str(folder / RECORD))
+    chosen = choose(found, variant, str(folder))
+    gone = {each.variant for each in found.packages if not (folder / each.file).is_dir()}
+    there = [name for name in found.variants if name not in gone]
+    if variant is None and there and chosen.main.variant not in there:  # a part of a release, downloaded as such
+        raise BadInput(
+            f"{folder} has no {chosen.main.variant} package, only {', '.join(there)}: say variant={there[0]!r}"
+        )
+    return fetch.from_folder(folder, chosen)
 
 
 def from_package(path: Path, variant: str | None) -> "Release":
