@@ -241,6 +241,8 @@ def test_runs_have_failures_first(built: World) -> None:
     assert sorted(order, key=newest.index) == order
     assert "<small>2 models, for the same reason</small>" in newest
     assert "UnknownFamily: no family for model_type &#39;gpt_neox&#39;" in newest
+    assert newest.count("no family for model_type &#39;gpt_neox&#39;") == newest.count(">as above<") == 2  # and a name
+    assert "report.json: logits has 41.2 dB, the gate is 50 dB" in newest
     assert "2026-11-28 11:00 UTC" in newest
     assert '<a href="https://ci.example/runs/77">' in newest
     assert newest.count(">new<") == 2
