@@ -13,8 +13,8 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact
 
 from flows import child
-from flows.convert_model import check_lock
-from hft2ane import recheck
+from flows.convert_model import check_lock, turn
+from hft2ane import recheck, room
 from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
 from hft2ane.hub import Hub
@@ -61,7 +61,8 @@ def audit(
 
 
 def build(folder: Path, progress: Progress) -> None:
-    child.build(folder, child.Limits(), progress)
+    with turn(room.work_folder(), progress):
+        child.build(folder, child.Limits(), progress)
 
 
 def summary(done: Audited, of: int) -> str:

@@ -5,11 +5,12 @@ process, which runs model code and has no token. `convert` does it where it is c
 on the machine of a pool that takes it up, and answers with an artifact.
 """
 
+import contextlib
 import json
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,7 @@ REFUSALS = (WorkerMismatch.__name__, NoSpace.__name__)
 ANSWER = "outcome"  # the type of the artifact that a run leaves
 HOLD = 60.0  # seconds that a worker which cannot do a job keeps it, so that it does not empty the queue
 TOLD = 5.0  # seconds between two updates of a progress bar
+WAITS = "waits until another run on this machine is done"
 TAIL = 40  # lines of a failed conversion's log that go to the run's
 
 
@@ -100,7 +102,8 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
             if job.action == "card":
                 card_task(folder, silent)
             else:
-                build_task(folder, child.Limits.of(job), at(0.2, 0.85))
+                with turn(work, at(0.2, 0.85)):
+                    build_task(folder, child.Limits.of(job), at(0.2, 0.85))
             published = publish_task(folder, hub, at(0.85, 1))
             found = finished(job, folder, published)
     except Exception as err:  # noqa: BLE001 - whatever befalls one model, the others have their turn
@@ -116,6 +119,20 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
         found, seconds=round(time.monotonic() - started, 1), family=model_type(folder), worker=machine(),
         log=str(folder / child.LOG),
     )  # fmt: skip
+
+
+@contextlib.contextmanager
+def turn(work: Path, tell: Progress) -> Iterator[None]:
+    """One process at a time runs models on a machine, that is, over one work folder. A run goes on when its worker has
+    ended, and the next worker takes up another one: two at once would need the memory of both."""
+    with room.alone(work / "machine", wait=False) as free:
+        if free:
+            yield
+            return
+    tell(WAITS, 0.0)
+    get_run_logger().info(WAITS)
+    with room.alone(work / "machine"):
+        yield
 
 
 def failure(job: Job, err: Exception) -> Outcome:

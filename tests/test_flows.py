@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import disk, errors, keys, records, state
+from hft2ane import disk, errors, keys, records, room, state
 from hft2ane.cli import main
 from hft2ane.cli.steps import steps
 from hft2ane.hub import Hub
@@ -387,6 +388,34 @@ def test_what_nobody_foresaw_stops_one_model_only(
     assert "PermissionError" in (of(run, "me/first").error or "")
     assert of(run, "me/second").status == "published"
     assert "me/first failed in a way that nobody foresaw" in caplog.text
+
+
+@pytest.mark.slow
+def test_one_conversion_at_a_time_on_a_machine(
+    world: World, first_night: Run, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The one before may be of a run that outlived its worker; here it ends when the other has said that it waits."""
+    from flows.convert_model import WAITS
+
+    world.local.add("me/first", checkpoint(seed=40))
+    begun, waited = threading.Event(), threading.Event()
+
+    def another() -> None:
+        with room.alone(world.folder / "work/machine"):
+            begun.set()
+            end = time.monotonic() + 120
+            while not waited.is_set() and time.monotonic() < end:
+                time.sleep(0.1)
+                if WAITS in caplog.text:
+                    waited.set()
+
+    thread = threading.Thread(target=another)
+    thread.start()
+    begun.wait()
+    run = world.night()
+    thread.join()
+    assert waited.is_set()
+    assert of(run, "me/first").status == "published"
 
 
 @pytest.mark.slow
