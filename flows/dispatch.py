@@ -9,6 +9,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 from uuid import UUID
@@ -49,6 +50,8 @@ PATIENCE = 7200.0  # seconds without any machine that takes jobs up
 # A run that goes on by itself. One that is being cancelled does not, and nobody may be there to end it.
 GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 TAG = "hft2ane"  # of the runs that nights dispatch
+WORKER = "prefect.worker.name"  # the label that a worker gives to a run when it takes it up
+PAUSE, LONGEST_PAUSE = 60.0, 900.0  # seconds until a run that never began is tried again, twice as long each time
 
 Told = Callable[[str, str, float], None]  # model id, what it does, share done
 
@@ -87,12 +90,14 @@ class Here:
 @dataclass
 class Flying:
     """A run of the pool: its job, and the number of the try. `losses`: of the tries before, how many were lost;
-    `refused`: the machines that could not do it; `began`: when it was first tried."""
+    `refused`: the machines that could not do it; `pauses`: how many of them never began; `began`: when it was first
+    tried."""
 
     job: Job
     tries: int = 1
     losses: int = 0
     refused: frozenset[str] = frozenset()
+    pauses: int = 0
     began: float = field(default_factory=time.monotonic)
     seen: str = ""  # its state when it was last looked at
 
@@ -169,13 +174,15 @@ class Pool:
                 self.call_back(run.id, "a later night does it")
         return taken
 
-    def dispatch(self, flying: Flying) -> None:
-        job = flying.job
+    def dispatch(self, flying: Flying, after: float = 0.0) -> None:
+        """`after`: seconds until a machine may take it up."""
+        job, when = flying.job, datetime.now(UTC) + timedelta(seconds=after)
         made = patiently(
             lambda: run_deployment(
                 DEPLOYMENT,
                 parameters={"job": json.loads(records.dump(job))},
                 timeout=0,
+                scheduled_time=when,
                 flow_run_name=job.repo,
                 idempotency_key=f"{self.night}/{job.repo}/{flying.tries}",
                 tags=[TAG],
@@ -233,23 +240,27 @@ class Pool:
         self.alive = time.monotonic()
         del self.flying[id]
         found = replace(self.told(run, flying.job), tries=flying.tries)
-        if again := self.once_more(flying, found):
-            self.log.warning("%s: try %d: %s", found.id, flying.tries, found.error)
-            self.dispatch(again)
+        idle = never_began(run)
+        if again := self.once_more(flying, found, idle):
+            pause = min(PAUSE * 2**flying.pauses, LONGEST_PAUSE) if idle else 0.0
+            self.log.warning("%s: try %d, on %s: %s", found.id, flying.tries, found.worker or "no machine", found.error)
+            self.dispatch(again, pause)
             return
         self.tell(found.id, found.status, 1.0)
         yield found
 
-    def once_more(self, flying: Flying, found: Outcome) -> Flying | None:
+    def once_more(self, flying: Flying, found: Outcome, idle: bool) -> Flying | None:
         """Its next try; None: there is none. A loss counts. That a machine cannot do it says nothing of the others, and
-        it may well be the first to take it up again: so that counts not, while there are others, for a while."""
-        tries = flying.tries + 1
-        if found.kind == WorkerLost.__name__ and flying.losses + 1 < TRIES:
-            return replace(flying, tries=tries, losses=flying.losses + 1, seen="")
-        if found.kind in convert_model.REFUSALS and time.monotonic() - flying.began < PATIENCE:
+        it may well be the first to take it up again: so that counts not, while there are others, for a while. `idle`:
+        it never began, as on a machine that cannot fetch the code."""
+        again = replace(flying, tries=flying.tries + 1, pauses=flying.pauses + idle, seen="")
+        refuses = found.kind in convert_model.REFUSALS or (idle and found.worker)
+        if refuses and time.monotonic() - flying.began < PATIENCE:
             refused = flying.refused | {found.worker}
             if len(refused) < self.online():
-                return replace(flying, tries=tries, refused=refused, seen="")
+                return replace(again, refused=refused)
+        if found.kind == WorkerLost.__name__ and flying.losses + 1 < TRIES:
+            return replace(again, losses=flying.losses + 1)
         return None
 
     def told(self, run: FlowRun | None, job: Job) -> Outcome:
@@ -277,7 +288,8 @@ class Pool:
             by_hand = "its run was cancelled by hand"
             return Outcome(job.id, job.repo, job.action, job.why, "held", error=by_hand, log=address)
         how = " ".join((state.message or "").split()) or "no reason is given"
-        return replace(convert_model.failure(job, WorkerLost(f"{state.name}: {how}")), log=address)
+        lost = convert_model.failure(job, WorkerLost(f"{state.name}: {how}"))
+        return replace(lost, worker=str(run.labels.get(WORKER, "")), log=address)
 
     def give_up(self) -> list[Outcome]:
         flying = list(self.flying.values())
@@ -299,6 +311,11 @@ class Pool:
     def call_back(self, run: UUID, why: str) -> None:
         with contextlib.suppress(ObjectNotFound):  # deleted by hand
             patiently(lambda: self.client.set_flow_run_state(run, Cancelling(message=why)))
+
+
+def never_began(run: FlowRun | None) -> bool:
+    """Whether a machine took it up, and none of our code ran: that was not fetched, or Python did not start."""
+    return bool(run and run.state and run.state.is_final() and not run.run_count and run.labels.get(WORKER))
 
 
 def job_key(job: Any) -> bytes:

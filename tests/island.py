@@ -85,9 +85,14 @@ class Island:
         return found
 
     def yaml(self) -> Path:
-        """prefect.yaml, but for the code that runs: this checkout as it is, instead of a clone of a commit."""
+        """prefect.yaml, but for the code that runs: this checkout as it is, instead of a clone of a commit. A machine
+        with a file `no-code` in its folder cannot fetch it."""
         file = self.folder / "prefect.yaml"
-        pull = [{"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}}]
+        fetch = {"script": 'test ! -e "$(dirname "$HFT2ANE_WORK")/no-code"', "shell": True}
+        pull = [
+            {"prefect.deployments.steps.run_shell_script": fetch},
+            {"prefect.deployments.steps.set_working_directory": {"directory": str(ROOT)}},
+        ]
         file.write_text(yaml.safe_dump({**yaml.safe_load(FILE.read_text()), "pull": pull}))
         return file
 

@@ -51,6 +51,10 @@ class Machines:
         parameters = {"job": json.loads(records.dump(job))}
         return self.client.create_flow_run_from_deployment(self.deployment, parameters=parameters, **more)
 
+    def takes_up(self, run: UUID, worker: str) -> None:
+        """As a worker says of itself before it fetches the code."""
+        self.client.update_flow_run_labels(run, {dispatch.WORKER: worker})
+
     def ends(self, run: UUID, state: State[Any], answer: str | None = None) -> None:
         if answer is not None:
             self.client.create_artifact(ArtifactCreate(type=convert_model.ANSWER, data=answer, flow_run_id=run))
@@ -186,6 +190,53 @@ def test_what_all_machines_refuse_has_failed(machines: Machines) -> None:
     machines.ends(only(pool), Failed(), refusal(NoSpace, "mac-2"))
     (outcome,) = pool.ended()
     assert (outcome.status, outcome.kind, outcome.tries) == ("failed", "NoSpace", 2)
+
+
+def test_a_machine_that_cannot_fetch_the_code_spoils_none(machines: Machines) -> None:
+    """Its runs crash before any of our code runs, within seconds, and it takes up the next one before all others. So
+    they wait, the longer the more of them there were, and count not, while another machine is there."""
+    machines.online("mac-1", "mac-2")
+    pool = machines.opened()
+    pool.start(JOB)
+    for pause in (60, 120, 240, 480, 900, 900):
+        machines.takes_up(only(pool), "mac-1")
+        machines.ends(only(pool), Crashed(message="exited with non-zero status code 1"))
+        assert step(pool) == []
+        again = machines.client.read_flow_run(only(pool))
+        assert again.next_scheduled_start_time
+        assert again.created
+        assert (again.next_scheduled_start_time - again.created).total_seconds() == pytest.approx(pause, abs=10)
+    machines.ends(only(pool), Completed(), answer(worker="mac-2"))
+    (outcome,) = pool.ended()
+    assert (outcome.status, outcome.tries) == ("published", 7)
+
+
+def test_what_no_machine_begins_is_told_with_the_machine(machines: Machines) -> None:
+    machines.online("mac-1")
+    pool = machines.opened()
+    pool.start(JOB)
+    for _ in range(dispatch.TRIES):
+        assert pool.flying
+        machines.takes_up(only(pool), "mac-1")
+        machines.ends(only(pool), Crashed(message="exited with non-zero status code 1"))
+        outcomes = step(pool)
+    (outcome,) = outcomes
+    assert (outcome.kind, outcome.worker, outcome.tries) == ("WorkerLost", "mac-1", 3)
+
+
+def test_a_run_that_had_begun_is_tried_again_at_once(machines: Machines) -> None:
+    machines.online("mac-1", "mac-2")
+    pool = machines.opened()
+    pool.start(JOB)
+    machines.takes_up(only(pool), "mac-1")
+    machines.ends(only(pool), Running())
+    machines.ends(only(pool), Crashed(message="killed"))
+    assert step(pool) == []
+    again = machines.client.read_flow_run(only(pool))
+    assert again.next_scheduled_start_time
+    assert again.created
+    assert again.next_scheduled_start_time <= again.created
+    assert pool.flying[again.id].losses == 1
 
 
 def test_an_answer_that_cannot_be_read_is_one_model_s_failure(machines: Machines) -> None:

@@ -24,6 +24,7 @@ from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling
 
 from flows import automations
+from flows.dispatch import WORKER
 from hft2ane import records
 from hft2ane.localhub.messages import Refusal
 from hft2ane.records.night import Run
@@ -237,6 +238,33 @@ def test_a_lost_controller_s_models_are_published_and_its_place_is_free_again(
         deployment = client.read_deployment(island.ids["nightly/nightly"])
         assert deployment.global_concurrency_limit
         assert deployment.global_concurrency_limit.active_slots == 0
+
+
+def test_a_machine_that_cannot_fetch_the_code_leaves_its_jobs_to_others(
+    island: Island, orphaned: UUID, drills: Drills, checkpoint: Checkpoint
+) -> None:
+    """It is always free, so it takes each job up before all others."""
+    (island.folder / "mac-6").mkdir()
+    (island.folder / "mac-6/no-code").touch()
+    others = [island.workers[name] for name in ("mac-1", "mac-5")]
+    try:
+        for worker in others:
+            worker.send_signal(signal.SIGSTOP)
+        island.worker("mac-6")
+        night = island.night(island.models(["seven"], lambda n: checkpoint(seed=70)))
+        until(lambda: [run for run in island.conversions("ane/seven-ane") if run.state_type == StateType.CRASHED],
+              120, "mac-6 does not fail")  # fmt: skip
+    finally:
+        for worker in others:
+            worker.send_signal(signal.SIGCONT)
+    drills.strikes("a machine that fetches no code", "seven")
+    island.end_worker("mac-6", signal.SIGTERM)  # chance decides else who has the next try
+    until(lambda: drills.watch(island) or over(island, night), 600, "the night has not ended")
+    drills.watch(island)
+    assert state_of(island, night) == StateType.COMPLETED, island.run(night).state
+    assert tags(island, "seven").keys() == {"v1"}
+    first = island.conversions("ane/seven-ane")[0]
+    assert (first.run_count, first.labels[WORKER]) == (0, "mac-6")
 
 
 def test_a_cancelled_night_takes_its_conversions_along(island: Island, orphaned: UUID, checkpoint: Checkpoint) -> None:
