@@ -9,11 +9,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from markupsafe import Markup
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact
 
 from flows import child
 from flows.convert_model import check_lock, turn
+from flows.patience import going_on
 from hft2ane import recheck, room
 from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
@@ -50,7 +51,8 @@ def audit(
         log.info("checking %s", repo)
         yield silent
 
-    done = recheck.audit(repos, Hub(), build, watch)
+    with going_on(str(runtime.flow_run.id)):
+        done = recheck.audit(repos, Hub(), build, watch)
     create_markdown_artifact(markdown(done, len(repos)), ARTIFACT, description=summary(done, len(repos)))
     for warning in done.warnings:
         log.warning(warning)

@@ -1,7 +1,7 @@
 """What the server does by itself: give up runs whose machine is lost, and say so when that is a night, or none ends.
 
-A run that nobody gives up stays RUNNING for ever (its worker was stopped, its machine lost power), holds its
-deployment's only place, and is not dispatched again. All of it is about our deployments by their ids: a shared server
+A run that nobody gives up stays RUNNING for ever (its worker was stopped, its machine lost power), keeps the next
+night from beginning, and is not dispatched again. All of it is about our deployments by their ids: a shared server
 may have other people's runs, with slower heartbeats, and of a heartbeat's deployment the event has no name.
 """
 
@@ -16,8 +16,11 @@ from prefect.events.actions import ActionTypes, ChangeFlowRunState
 from prefect.events.schemas.automations import Automation
 from prefect.events.schemas.events import ResourceSpecification
 
+from flows.patience import SILENCE
+
 HEARTBEAT = 30  # seconds: Prefect's least; the deployments ask their runs for it
 LOST = timedelta(seconds=3 * HEARTBEAT)
+RETURN = timedelta(minutes=2)  # for a run that was given up and is not lost: see patience.going_on
 STUCK = timedelta(minutes=10)  # to fetch the code and start Python
 NIGHT = timedelta(hours=26)  # one is due every 24
 BLOCK = "hft2ane-night"
@@ -33,13 +36,13 @@ def wanted(deployments: Mapping[str, UUID], block: UUID | None) -> list[Automati
         crash("crash-lost-runs", {"prefect.flow-run.heartbeat"}, LOST, deployments, "worker or machine lost"),
         crash("crash-stuck-pending", BEGUN, STUCK, deployments, "worker lost between pick-up and start"),
         no_night(NIGHT, deployments["nightly/nightly"], block),
-        lost_night(deployments["nightly/nightly"], block),
+        lost_night(RETURN, deployments["nightly/nightly"], block),
     ]
 
 
 def crash(name: str, after: set[str], within: timedelta, of: Mapping[str, UUID], why: str) -> AutomationCore:
     """A run of which there was one of `after`, and then nothing, is CRASHED."""
-    text = f"No sign of it for {within.total_seconds():g} s: {why}."
+    text = f"{SILENCE} {within.total_seconds():g} s: {why}."
     return AutomationCore(
         name=name,
         description=text,
@@ -80,8 +83,9 @@ def no_night(within: timedelta, deployment: UUID, block: UUID | None) -> Automat
     )
 
 
-def lost_night(deployment: UUID, block: UUID | None) -> AutomationCore:
-    """Other nights tell how they ended; one that is lost cannot, and for `no_night` it has ended."""
+def lost_night(within: timedelta, deployment: UUID, block: UUID | None) -> AutomationCore:
+    """Other nights tell how they ended; one that is lost cannot, and for `no_night` it has ended. Nor is there a sign
+    of it any more."""
     text = (
         "The run of nightly/nightly was lost with its process or its machine: look at the control pool's worker. What "
         "it had begun is published all the same, and the next night plans again."
@@ -90,13 +94,14 @@ def lost_night(deployment: UUID, block: UUID | None) -> AutomationCore:
         name="lost-night",
         description=text,
         trigger=EventTrigger(
-            posture=Posture.Reactive,
+            posture=Posture.Proactive,
             match=ResourceSpecification({"prefect.resource.id": ["prefect.flow-run.*"]}),
             match_related=related(deployment),
             for_each={"prefect.resource.id"},
-            expect={"prefect.flow-run.Crashed"},
+            after={"prefect.flow-run.Crashed"},
+            expect={"prefect.flow-run.*"},
             threshold=1,
-            within=timedelta(0),
+            within=within,
         ),
         actions=[tell(block, "hft2ane: a night was lost", text)],
     )

@@ -25,7 +25,7 @@ from prefect.tasks import exponential_backoff
 from prefect.utilities.urls import url_for
 
 from flows import child
-from flows.patience import forgiven, patiently
+from flows.patience import forgiven, going_on, patiently
 from hft2ane import card, provenance, publish, records, room, source
 from hft2ane.attempts import signature
 from hft2ane.errors import Hft2aneError, NoSpace, OverLimit, Unavailable, WorkerMismatch
@@ -69,20 +69,21 @@ def convert_model(job: dict[str, Any], lock: str | None = None, work: str | None
     """`job`: as in job.json; `lock`: digest of the lock that is deployed, None: any will do; `work`: see
     `room.work_folder`."""
     line = records.parse(json.dumps(job), Job, "the job")
-    try:
-        check_lock(lock)
-    except WorkerMismatch as err:
-        found = failure(line, err)
-    else:
-        found = convert(line, room.work_folder(work), Hub(), Bar(line.repo))
-    if found.kind in REFUSALS:
-        time.sleep(HOLD)
-    found = replace(found, worker=machine(), log=page(runtime.flow_run.id))
-    answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=json.loads(records.dump(found)))
-    patiently(answer.create)
-    if found.url:
-        name, key = f"{found.repo}@{found.tag}", slug(f"published-{found.repo}")
-        patiently(lambda: create_link_artifact(str(found.url), name, key=key))
+    with going_on(str(runtime.flow_run.id)):
+        try:
+            check_lock(lock)
+        except WorkerMismatch as err:
+            found = failure(line, err)
+        else:
+            found = convert(line, room.work_folder(work), Hub(), Bar(line.repo))
+        if found.kind in REFUSALS:
+            time.sleep(HOLD)
+        found = replace(found, worker=machine(), log=page(runtime.flow_run.id))
+        answer = Artifact(type=ANSWER, key=slug(f"{ANSWER}-{line.repo}"), data=json.loads(records.dump(found)))
+        patiently(answer.create)
+        if found.url:
+            name, key = f"{found.repo}@{found.tag}", slug(f"published-{found.repo}")
+            patiently(lambda: create_link_artifact(str(found.url), name, key=key))
     said = f"{found.status}: {found.error or found.why}"
     return Failed(message=said) if found.status == "failed" else Completed(message=said)
 

@@ -35,7 +35,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows import convert_model
-from flows.patience import patiently
+from flows.patience import GRACE, is_given_up, patiently
 from hft2ane import records
 from hft2ane.errors import BadInput, NoWorker, WorkerLost
 from hft2ane.hub import Hub
@@ -100,6 +100,7 @@ class Flying:
     pauses: int = 0
     began: float = field(default_factory=time.monotonic)
     seen: str = ""  # its state when it was last looked at
+    given_up: float | None = None  # since when the server takes it for lost
 
 
 class Pool:
@@ -236,7 +237,12 @@ class Pool:
             if name != flying.seen:
                 flying.seen = name
                 self.tell(flying.job.id, name.lower(), 0.0)
+            flying.given_up = None
             return
+        if run and run.state and is_given_up(run.state):
+            flying.given_up = flying.given_up or time.monotonic()
+            if time.monotonic() - flying.given_up < GRACE:
+                return
         self.alive = time.monotonic()
         del self.flying[id]
         found = replace(self.told(run, flying.job), tries=flying.tries)
@@ -253,7 +259,7 @@ class Pool:
         """Its next try; None: there is none. A loss counts. That a machine cannot do it says nothing of the others, and
         it may well be the first to take it up again: so that counts not, while there are others, for a while. `idle`:
         it never began, as on a machine that cannot fetch the code."""
-        again = replace(flying, tries=flying.tries + 1, pauses=flying.pauses + idle, seen="")
+        again = replace(flying, tries=flying.tries + 1, pauses=flying.pauses + idle, seen="", given_up=None)
         refuses = found.kind in convert_model.REFUSALS or (idle and found.worker)
         if refuses and time.monotonic() - flying.began < PATIENCE:
             refused = flying.refused | {found.worker}
@@ -277,12 +283,11 @@ class Pool:
         """As the run told it, or what its end tells of it."""
         state = run.state
         assert state is not None
-        if state.is_completed() or state.is_failed():
-            answers = ArtifactFilter(
-                flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=[convert_model.ANSWER])
-            )
-            for answer in patiently(lambda: self.client.read_artifacts(artifact_filter=answers)):
-                return records.parse(str(answer.data), Outcome, f"the answer of run {run.id}")
+        answers = ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]), type=ArtifactFilterType(any_=[convert_model.ANSWER])
+        )
+        for answer in patiently(lambda: self.client.read_artifacts(artifact_filter=answers)):
+            return records.parse(str(answer.data), Outcome, f"the answer of run {run.id}")
         address = convert_model.page(run.id)
         if state.is_cancelled():
             by_hand = "its run was cancelled by hand"
@@ -313,9 +318,25 @@ class Pool:
             patiently(lambda: self.client.set_flow_run_state(run, Cancelling(message=why)))
 
 
+def earlier_night() -> FlowRun | None:
+    """Another run of the deployment that this one is of, which began before it and is going. Prefect's own limit will
+    not do: whoever holds it is ended when the server was away for longer than its lease."""
+    with get_client(sync_client=True) as client:
+        mine = patiently(lambda: client.read_flow_run(UUID(str(runtime.flow_run.id))))
+        if mine.deployment_id is None:
+            return None
+        running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+        siblings = DeploymentFilter(id=DeploymentFilterId(any_=[mine.deployment_id]))
+        found = patiently(lambda: client.read_flow_runs(deployment_filter=siblings, flow_run_filter=running))
+    return next((run for run in found if (run.start_time, run.id) < (mine.start_time, mine.id)), None)
+
+
 def never_began(run: FlowRun | None) -> bool:
-    """Whether a machine took it up, and none of our code ran: that was not fetched, or Python did not start."""
-    return bool(run and run.state and run.state.is_final() and not run.run_count and run.labels.get(WORKER))
+    """Whether a machine took it up and failed before any of our code ran: that was not fetched, or Python did not
+    start."""
+    if not run or not run.state or is_given_up(run.state):
+        return False
+    return run.state.is_final() and not run.run_count and WORKER in run.labels
 
 
 def job_key(job: Any) -> bytes:

@@ -12,16 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-from prefect import flow, get_run_logger
+from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
-from prefect.client.schemas.objects import State
-from prefect.states import Completed
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.states import Cancelled, Completed
 
 from flows.convert_model import Bar, check_lock
-from flows.dispatch import Here, Place, Pool, Told
-from flows.patience import patiently
+from flows.dispatch import Here, Place, Pool, Told, earlier_night
+from flows.patience import going_on, patiently
 from hft2ane import disk, nights, records, room, state, waves
 from hft2ane.attempts import news
 from hft2ane.errors import Hft2aneError
@@ -59,7 +59,10 @@ def nightly(
     e.g. `slack-webhook/hft2ane-night`, told of each night."""
     try:
         check_lock(lock)
-        run = conducted(manifests, organization, work, only, wave, dispatch, notify)
+        with here(dispatch) as other:
+            if other:
+                return Cancelled(message=f"another night is still going, {other.name}")
+            run = conducted(manifests, organization, work, only, wave, dispatch, notify)
     except Exception as err:
         why = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
         for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", why):
@@ -108,6 +111,16 @@ def conducted(
     disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
     patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
     return run
+
+
+@contextlib.contextmanager
+def here(dispatch: str) -> Iterator[FlowRun | None]:
+    """On a server a night goes on though it was given up, and leaves it to the one that began before."""
+    if dispatch == "local":
+        yield None
+    else:
+        with going_on(str(runtime.flow_run.id)):
+            yield earlier_night()
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from zoneinfo import ZoneInfo
 import pytest
 import yaml
 from huggingface_hub import constants
+from prefect import flow
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -29,7 +30,7 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.events import emit_event
+from prefect.events import Event, emit_event
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import Completed, Crashed, Running
@@ -233,6 +234,13 @@ def served(tmp_path_factory: pytest.TempPathFactory, database: Path) -> Iterator
         yield made
 
 
+BEAT = "prefect.flow-run.heartbeat"
+
+
+@flow(name="lost")
+def lost_flow() -> None: ...
+
+
 def until(found: Callable[[], Any], seconds: float = 90) -> Any:
     end = time.monotonic() + seconds
     while not (value := found()) and time.monotonic() < end:
@@ -271,10 +279,7 @@ def test_what_is_deployed(served: Served) -> None:
     nightly, mac, audit = (served.client.read_deployment(id) for id in served.ids.values())
     notify = f"custom-webhook/{automations.BLOCK}"
     assert nightly.parameters == {"dispatch": "pool", "lock": "d" * 64, "notify": notify}
-    assert nightly.global_concurrency_limit
-    assert nightly.global_concurrency_limit.limit == 1
-    assert nightly.concurrency_options
-    assert nightly.concurrency_options.collision_strategy == "CANCEL_NEW"
+    assert nightly.global_concurrency_limit is None  # whoever holds it would be ended by an outage
     assert [each.work_pool_name for each in (nightly, mac, audit)] == ["control", "apple-silicon", "apple-silicon"]
     assert mac.parameters == audit.parameters == {"lock": "d" * 64}
     assert (mac.job_variables or {})["stream_output"] is False
@@ -317,14 +322,14 @@ def test_a_lost_run_is_crashed_and_a_missing_night_is_told(served: Served) -> No
     block = automations.notification_block(served.client)
     assert block
     nightly, mac, short = served.ids["nightly/nightly"], served.ids["convert-model/mac"], timedelta(seconds=10)
-    lost = automations.crash("lost", {"prefect.flow-run.heartbeat"}, short, served.ids, "a test")
+    lost = automations.crash("lost", {BEAT}, short, served.ids, "a test")
     served.client.create_automation(lost)
     start = served.client.create_flow_run_from_deployment
     run, mute, night = start(mac, parameters={"job": {}}), start(mac, parameters={"job": {}}), start(nightly)
     for one in (run, mute):  # of which one never begins to beat
         served.client.set_flow_run_state(one.id, Running(), force=True)
     emit_event(  # as Prefect's engine does
-        event="prefect.flow-run.heartbeat",
+        event=BEAT,
         resource={"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name},
         related=[{"prefect.resource.id": f"prefect.deployment.{mac}", "prefect.resource.role": "deployment"}],
     )
@@ -350,19 +355,66 @@ def test_a_lost_run_is_crashed_and_a_missing_night_is_told(served: Served) -> No
     assert when - ended > long  # not since the automation was made
 
 
+@pytest.mark.slow
+def test_a_limit_of_an_earlier_version_goes(served: Served) -> None:
+    """It would end the night that holds it."""
+    id = served.ids["nightly/nightly"]
+    served.client.request("PATCH", "/deployments/{id}", path_params={"id": id}, json={"concurrency_limit": 1})
+    assert served.client.read_deployment(id).global_concurrency_limit
+    served.deploy()
+    assert served.client.read_deployment(id).global_concurrency_limit is None
+
+
+@pytest.mark.slow
+def test_a_run_that_was_lost_while_the_server_was_away_is_crashed(tmp_path: Path) -> None:
+    """As in a power cut, when the server starts minutes later. By itself Prefect forgets after a minute."""
+    ten, heard = timedelta(seconds=10), datetime.now(UTC) - timedelta(minutes=10)
+    with (
+        server(tmp_path / "home") as first,
+        temporary_settings({PREFECT_API_URL: first.url}),
+        get_client(sync_client=True) as client,
+    ):
+        made = client.create_deployment(client.create_flow(lost_flow), "lost")
+        client.create_automation(automations.crash("lost", {BEAT}, ten, {"lost": made}, "a test"))
+        run = client.create_flow_run_from_deployment(made)
+        client.set_flow_run_state(run.id, Running(), force=True)
+        time.sleep(3)  # the server reads its automations
+        beat = Event(
+            event=BEAT,
+            occurred=heard,
+            resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+            related=[{"prefect.resource.id": f"prefect.deployment.{made}", "prefect.resource.role": "deployment"}],
+        )
+        client.request("POST", "/events", json=[beat.model_dump(mode="json")])
+        which = {"filter": {"event": {"name": [BEAT]}, "occurred": {"since": str(heard - ten)}}}
+        assert until(lambda: client.request("POST", "/events/filter", json=which).json()["total"])
+        assert client.read_flow_run(run.id).state_type == StateType.RUNNING
+    with (
+        server(tmp_path / "home") as second,
+        temporary_settings({PREFECT_API_URL: second.url}),
+        get_client(sync_client=True) as client,
+    ):
+        assert until(lambda: client.read_flow_run(run.id).state_type == StateType.CRASHED)
+
+
 def subjects(served: Served) -> list[str]:
     return [json.loads(content)["text"] for _, content in served.chat.messages]
 
 
 @pytest.mark.slow
-def test_a_night_that_is_lost_is_told(served: Served) -> None:
+def test_a_night_that_is_lost_is_told(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     """It cannot tell of itself, and the next one may be well."""
+    monkeypatch.setattr(automations, "RETURN", timedelta(seconds=10))
     automations.ensure(served.client, served.ids)
     served.chat.messages.clear()
     night = served.client.create_flow_run_from_deployment(served.ids["nightly/nightly"])
+    back = served.client.create_flow_run_from_deployment(served.ids["nightly/nightly"])
     time.sleep(4)  # the server reads its automations
-    served.client.set_flow_run_state(night.id, Crashed(message="machine lost"), force=True)
+    for one in (back, night):
+        served.client.set_flow_run_state(one.id, Crashed(message="machine lost"), force=True)
+    served.client.set_flow_run_state(back.id, Running(), force=True)
     assert until(lambda: "hft2ane: a night was lost" in subjects(served)), subjects(served)
+    assert subjects(served).count("hft2ane: a night was lost") == 1  # the other one was not
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +18,15 @@ from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
 from prefect.states import Cancelled, Cancelling, Completed, Crashed, Failed, Running
 
-from flows import convert_model, dispatch
+from flows import convert_model, dispatch, patience
 from flows.dispatch import Pool
+from flows.patience import SILENCE, is_given_up
 from flows.server import server
 from hft2ane import records
 from hft2ane.errors import NoSpace, WorkerMismatch
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome
+from tests.island import until
 
 pytestmark = pytest.mark.slow
 
@@ -237,6 +240,83 @@ def test_a_run_that_had_begun_is_tried_again_at_once(machines: Machines) -> None
     assert again.created
     assert again.next_scheduled_start_time <= again.created
     assert pool.flying[again.id].losses == 1
+
+
+GIVEN_UP = f"{SILENCE} 90 s: worker or machine lost."
+
+
+def test_a_run_that_was_given_up_and_goes_on_is_not_done_twice(machines: Machines) -> None:
+    """A server that was away calls healthy runs lost when it is back; they have a while to say that they are not."""
+    pool = machines.opened()
+    pool.start(JOB)
+    machines.ends(only(pool), Running())
+    machines.ends(only(pool), Crashed(message=GIVEN_UP))
+    assert step(pool) == []
+    machines.ends(only(pool), Running())
+    assert step(pool) == []
+    machines.ends(only(pool), Completed(), answer())
+    (outcome,) = pool.ended()
+    assert (outcome.status, outcome.tries) == ("published", 1)
+
+
+def test_one_that_does_not_go_on_is_tried_again(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = machines.opened()
+    pool.start(JOB)
+    lost = only(pool)
+    machines.ends(lost, Running())
+    machines.ends(lost, Crashed(message=GIVEN_UP))
+    assert step(pool) == []
+    assert only(pool) == lost
+    monkeypatch.setattr(dispatch, "GRACE", 0.0)
+    assert step(pool) == []
+    assert only(pool) != lost
+    machines.ends(only(pool), Completed(), answer())
+    assert [outcome.tries for outcome in pool.ended()] == [2]
+
+
+def test_one_that_ended_while_it_was_given_up_has_done_its_job(
+    machines: Machines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatch, "GRACE", 0.0)
+    pool = machines.opened()
+    pool.start(JOB)
+    machines.ends(only(pool), Crashed(message=GIVEN_UP), answer())
+    (outcome,) = pool.ended()
+    assert (outcome.status, outcome.tries) == ("published", 1)
+
+
+def test_a_run_says_that_it_goes_on(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it was given up for its silence; not when it has ended otherwise."""
+    monkeypatch.setattr(patience, "LOOK", 0.05)
+    run = machines.run(JOB).id
+    for _ in range(2):
+        with patience.going_on(run):
+            machines.ends(run, Crashed(message=GIVEN_UP))
+            until(lambda: machines.state(run) == StateType.RUNNING, 60, "it does not say that it goes on")
+    looked = threading.Event()
+    monkeypatch.setattr(patience, "is_given_up", lambda state: looked.set() or is_given_up(state))
+    with patience.going_on(run):
+        machines.ends(run, Crashed(message="killed"))
+        looked.clear()
+        assert looked.wait(60)
+    assert machines.state(run) == StateType.CRASHED
+
+
+def test_of_two_nights_the_first_goes_on(machines: Machines, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second, waiting = (machines.run(JOB).id for _ in range(3))
+    machines.ends(first, Running())
+    machines.ends(second, Running())
+
+    def earlier(than: UUID) -> UUID | None:
+        monkeypatch.setenv("PREFECT__RUNTIME__FLOW_RUN__ID", str(than))
+        found = dispatch.earlier_night()
+        return found and found.id
+
+    assert earlier(first) is None
+    assert earlier(second) == first
+    machines.ends(first, Crashed(message=GIVEN_UP))
+    assert earlier(second) is None
+    assert machines.state(waiting) == StateType.SCHEDULED
 
 
 def test_an_answer_that_cannot_be_read_is_one_model_s_failure(machines: Machines) -> None:
