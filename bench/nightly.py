@@ -14,6 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from transformers.utils import logging
+
 from flows.server import Database
 from hft2ane import records
 from hft2ane.records.night import Run
@@ -23,8 +25,7 @@ from tests.island import CONTROL, MACS, Island, until
 
 @dataclass(frozen=True)
 class Night:
-    """`whole`: seconds from its request to its end; `own`: of each model's own work; `waits`: of each, from the
-    moment a worker was free for it, or it was dispatched, until its own work began."""
+    """`whole`: seconds from its request to its end; `own`: of each model's own work."""
 
     workers: int
     whole: float
@@ -60,6 +61,7 @@ def main() -> None:
     options.add_argument("--workers", type=int, default=3)
     options.add_argument("--database", choices=("sqlite", "postgres"), default="postgres")
     given = options.parse_args()
+    logging.disable_progress_bar()
     print("workers  models  published  runs  whole s  own s a model, median  beyond it, s a model and worker")
     nights = []
     with tempfile.TemporaryDirectory(prefix="hft2ane-", ignore_cleanup_errors=True) as place:

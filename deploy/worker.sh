@@ -27,6 +27,8 @@ set -a
 # shellcheck source=/dev/null
 . "$file"
 set +a
+# Seconds between looks for work. With Prefect's 10 a machine waits for 5 before each job.
+export PREFECT_WORKER_QUERY_SECONDS="${PREFECT_WORKER_QUERY_SECONDS:-2}"
 
 if command -v caffeinate >/dev/null; then
     caffeinate -i -m -s -w $$ & # $$ is the worker's own number after `exec`

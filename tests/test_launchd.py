@@ -47,7 +47,12 @@ Start = Callable[..., "subprocess.CompletedProcess[str]"]
 def start(tmp_path: Path) -> Start:
     """Runs worker.sh in a checkout whose `prefect` says what it was started with."""
     checkout = tmp_path / "my checkout"
-    for name, script in ((".venv/bin/prefect", 'printf "%s\\n" "$PWD" "$HF_TOKEN" "$PREFECT_API_URL" "$@"'),):
+    for name, script in (
+        (
+            ".venv/bin/prefect",
+            'printf "%s\\n" "$PWD" "$HF_TOKEN" "$PREFECT_API_URL" "$PREFECT_WORKER_QUERY_SECONDS" "$@"',
+        ),
+    ):
         (checkout / name).parent.mkdir(parents=True)
         (checkout / name).write_text(f"#!/bin/sh\n{script}\n")
         (checkout / name).chmod(0o755)
@@ -72,11 +77,15 @@ def test_a_worker_starts_with_what_the_file_says(start: Start, tmp_path: Path) -
     secrets(tmp_path / ".config/hft2ane/worker.env")
     done = start("control")
     assert done.returncode == 0, done.stderr
-    checkout, token, url, *arguments = done.stdout.splitlines()
+    checkout, token, url, looks, *arguments = done.stdout.splitlines()
     assert (checkout, token, url) == (str(tmp_path / "my checkout"), 'hf_$not "expanded"', "https://p.example/api")
     name = socket.gethostname().partition(".")[0]
     assert arguments == ["worker", "start", "--pool", "control", "--name", name, "--limit", "1"]
+    assert looks == "2"
     assert start("control", str(secrets(tmp_path / "other file.env"))).stdout == done.stdout
+    with (tmp_path / "other file.env").open("a") as file:
+        file.write("PREFECT_WORKER_QUERY_SECONDS=20\n")
+    assert start("control", str(tmp_path / "other file.env")).stdout.splitlines()[3] == "20"
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o644])
