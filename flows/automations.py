@@ -25,7 +25,14 @@ STUCK = timedelta(minutes=10)  # to fetch the code and start Python
 NIGHT = timedelta(hours=26)  # one is due every 24
 BLOCK = "hft2ane-night"
 
-BEGUN = {"prefect.flow-run.Pending", "prefect.flow-run.Submitting", "prefect.flow-run.InfrastructurePending"}
+# The last two are no states: code is fetched between pick-up and start.
+BEGUN = {
+    "prefect.flow-run.Pending",
+    "prefect.flow-run.Submitting",
+    "prefect.flow-run.InfrastructurePending",
+    "prefect.flow-run.pull-step.executed",
+    "prefect.flow-run.pull-step.failed",
+}
 # Not Cancelled: that is also a night that found another one in its place.
 ENDED = {"prefect.flow-run.Completed", "prefect.flow-run.Failed", "prefect.flow-run.Crashed"}
 

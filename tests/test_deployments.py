@@ -33,7 +33,7 @@ from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import Event, emit_event
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from prefect.states import Completed, Crashed, Running
+from prefect.states import Completed, Crashed, Pending, Running
 
 from flows import automations
 from flows.deploy import FILE, NAMES, checkout, deploy
@@ -395,6 +395,23 @@ def test_a_run_that_was_lost_while_the_server_was_away_is_crashed(tmp_path: Path
         get_client(sync_client=True) as client,
     ):
         assert until(lambda: client.read_flow_run(run.id).state_type == StateType.CRASHED)
+
+
+@pytest.mark.slow
+def test_a_run_that_fetched_its_code_and_never_began_is_crashed(served: Served) -> None:
+    """The code is fetched between pick-up and start, and Prefect tells of that as a sign of the run."""
+    mac = served.ids["convert-model/mac"]
+    stuck = automations.crash("stuck", automations.BEGUN, timedelta(seconds=10), served.ids, "a test")
+    served.client.create_automation(stuck)
+    run = served.client.create_flow_run_from_deployment(mac, parameters={"job": {}})
+    time.sleep(4)  # the server reads its automations
+    served.client.set_flow_run_state(run.id, Pending(), force=True)
+    emit_event(  # as Prefect's steps do
+        event="prefect.flow-run.pull-step.executed",
+        resource={"prefect.resource.id": f"prefect.flow-run.{run.id}"},
+        related=[{"prefect.resource.id": f"prefect.deployment.{mac}", "prefect.resource.role": "deployment"}],
+    )
+    assert until(lambda: served.client.read_flow_run(run.id).state_type == StateType.CRASHED)
 
 
 def subjects(served: Served) -> list[str]:
