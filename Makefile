@@ -85,7 +85,7 @@ deploy: .venv  ## pools, schedules and automations of this commit, to the Prefec
 nights: .venv-light/installed  ## the report of the last night, as its organisation has it, as Markdown
 	@.venv-light/bin/hft2ane nights --markdown $(SUMMARY)
 
-watch: .venv-light/installed  ## fails when no night is newer than WITHIN hours
+watch: .venv-light/installed  ## fails when no night has come to its end for WITHIN hours
 	@.venv-light/bin/hft2ane nights --markdown --within $(WITHIN) $(SUMMARY)
 
 demo.log:  ## what the demo had to say that was not worth showing

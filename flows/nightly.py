@@ -5,9 +5,9 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,15 @@ from prefect import flow, get_run_logger
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
-from prefect.client.schemas.objects import State
+from prefect.client.schemas.objects import State as Ended
 from prefect.states import Completed
 
 from flows.convert_model import Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told
-from flows.patience import patiently
+from flows.patience import forgiven, patiently
 from hft2ane import disk, nights, records, room, state, waves
-from hft2ane.attempts import news
-from hft2ane.errors import Hft2aneError
+from hft2ane.attempts import State, news
+from hft2ane.errors import Hft2aneError, NoSpace
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
@@ -50,64 +50,125 @@ def nightly(
     dispatch: Literal["local", "pool"] = "local",
     lock: str | None = None,
     notify: str | None = None,
-) -> State[Any]:
+) -> Ended[Any]:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
     see `work`/run.json.
 
     `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
     pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
     e.g. `slack-webhook/hft2ane-night`, told of each night."""
+    night = Night(room.work_folder(work), tuple(only or ()), [organization] if organization else [])
     try:
-        check_lock(lock)
-        run = conducted(manifests, organization, work, only, wave, dispatch, notify)
-    except Exception as err:
-        why = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
-        for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", why):
-            get_run_logger().warning(warning)
+        conduct(night, manifests, organization, wave, dispatch, lock)
+        run = keep(night)
+    except BaseException as err:
+        broken_off(night, err, notify)
         raise
+    run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
+    show(run, save(night.folder, run))
+    patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
     if run.failed:
         raise NightlyFailed(nights.headline(run))
     return Completed(message=nights.headline(run))
 
 
-def conducted(
+@dataclass
+class Night:
+    """What there is to tell of a night, as far as it has come. `owners`: the organisations that it is for."""
+
+    folder: Path
+    only: tuple[str, ...]
+    owners: list[str]
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+    hub: Hub | None = None
+    found: Survey | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def conduct(
+    night: Night,
     manifests: list[str],
     organization: str | None,
-    work: str | None,
-    only: list[str] | None,
     wave: int,
     dispatch: Literal["local", "pool"],
-    notify: str | None,
-) -> Run:
-    """A night that does not break off, with all that is left of it: run.json, what is remembered, what people read."""
-    started, clock, hub = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub())
-    folder = room.work_folder(work)
-    models = wanted([Path(path) for path in manifests], organization, only)
-    found = survey(models, hub, complete=not only, limit=wave)
-    if any(job.to_do for job in found.jobs):
+    lock: str | None,
+) -> None:
+    """The night itself. Whatever it raises breaks it off, and what `night` has by then is told."""
+    night.hub = hub = hub_of_run.get(None) or Hub()
+    models = wanted([Path(path) for path in manifests], organization, night.only)
+    night.owners = owners(models)
+    check_lock(lock)
+    night.found = found = survey(models, hub, complete=not night.only, limit=wave)
+    to_do = sum(job.to_do for job in found.jobs)
+    if to_do:
         hub.check_token()
     patiently(lambda: create_table_artifact(nights.plan_rows(found.jobs), "plan", "What is to be done, and why"))
-    with place(dispatch, folder, hub) as there:
-        outcomes = in_order(found.jobs, counted(each(found, there), sum(job.to_do for job in found.jobs)))
-    before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
-    outcomes = nights.explained(outcomes, after)
+    with place(dispatch, night.folder, hub) as there:
+        for outcome in counted(each(found, there), to_do):
+            night.outcomes.append(outcome)
+
+
+def keep(night: Night, broken: str | None = None) -> Run:
+    """The night's report, on this machine and with what is to be remembered in the organisations' state. `broken`: why
+    it broke off; what it had not come to waits, and what had failed by then counts."""
+    outcomes: tuple[Outcome, ...] = ()
+    before = after = State()
+    if found := night.found:
+        done = {outcome.repo for outcome in night.outcomes}
+        rest = (job for job in found.jobs if job.repo not in done)
+        left = [untouched(held(job, "the night broke off before it was done") if job.to_do else job) for job in rest]
+        outcomes = in_order(found.jobs, [*night.outcomes, *left])
+        before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
+        outcomes = nights.explained(outcomes, after)
     fresh = news(before, after)
     run = Run(
-        started,
+        night.started,
         outcomes,
         tuple(outcome.id for outcome in outcomes if outcome.repo in fresh),
-        round(time.monotonic() - clock, 1),
-        found.warnings,
+        round(time.monotonic() - night.clock, 1),
+        found.warnings if found else (),
         sum(outcome.status == "skip" for outcome in outcomes),
+        broken,
+        night.only,
     )
-    run = replace(run, warnings=(*run.warnings, *state.write(hub, before, after, owners(models), run)))
-    run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
-    for warning in run.warnings:
+    warnings = save(night.folder, run)  # first of all: whoever is ended from outside has not much time
+    if night.hub:
+        warnings += tuple(state.write(night.hub, before, after, night.owners, run))
+    return replace(run, warnings=(*run.warnings, *warnings))
+
+
+def save(folder: Path, run: Run) -> tuple[str, ...]:
+    """run.json and run.md. Warnings: a disk that is full must not keep the night from being told elsewhere."""
+    try:
+        records.write(folder / "run.json", run)
+        disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
+    except (OSError, NoSpace) as err:
+        return (f"the report of this night is not in {folder}: {err}",)
+    return ()
+
+
+def broken_off(night: Night, err: BaseException, notify: str | None) -> None:
+    """Leaves a report of a night all the same. Whoever ended it from outside need not be told that it has ended."""
+    said = err if isinstance(err, Exception) else "it was ended from outside"
+    why = " ".join(f"{type(err).__name__}: {said}".split())
+    text, log = why, get_run_logger()
+    try:
+        run = keep(night, why)
+        text = nights.notification(run)
+        show(run, save(night.folder, run))
+        if isinstance(err, Exception):
+            with forgiven():
+                create_markdown_artifact(nights.markdown(run), "night", nights.headline(run))
+    finally:
+        if isinstance(err, Exception):
+            for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", text):
+                log.warning(warning)
+
+
+def show(run: Run, more: Iterable[str]) -> None:
+    for warning in (*run.warnings, *more):
         get_run_logger().warning(warning)
-    records.write(folder / "run.json", run)
-    disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
-    patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
-    return run
 
 
 @contextlib.contextmanager
@@ -157,7 +218,7 @@ def untouched(job: Job) -> Outcome:
     return Outcome(job.id, job.repo, job.action, job.why, job.action)
 
 
-def in_order(jobs: list[Job], outcomes: Iterator[Outcome]) -> tuple[Outcome, ...]:
+def in_order(jobs: list[Job], outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     """As the plan has them, whenever they ended."""
     place = {job.repo: number for number, job in enumerate(jobs)}
     return tuple(sorted(outcomes, key=lambda outcome: place[outcome.repo]))

@@ -44,6 +44,7 @@ from hft2ane.errors import BadInput
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
+from hft2ane.records.night import Run
 from hft2ane.records.package import Audit
 from tests.chat import Chat
 from tests.test_publish import FILES, REPO, release
@@ -366,15 +367,36 @@ def test_a_night_that_is_lost_is_told(served: Served) -> None:
 
 
 @pytest.mark.slow
-def test_a_night_that_breaks_off_is_told(served: Served) -> None:
-    """For the automations it has ended, so that nobody else tells: a token without rights would fail each night."""
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_a_night_that_breaks_off_is_told(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the automations it has ended, so that nobody else tells: a token without rights would fail each night. And
+    it leaves a report."""
     from flows.nightly import nightly
 
+    (tmp_path / "models.yaml").write_text("defaults: {publish: {organization: ane}}\nmodels: [up/tiny]\n")
     served.chat.messages.clear()
-    night = nightly(lock="0" * 64, notify=f"custom-webhook/{automations.BLOCK}", return_state=True)
+    with LocalHub(tmp_path / "hub") as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        monkeypatch.setenv("HF_TOKEN", local.token)
+        night = nightly(
+            [str(tmp_path / "models.yaml")],
+            work=str(tmp_path / "work"),
+            lock="0" * 64,
+            notify=f"custom-webhook/{automations.BLOCK}",
+            return_state=True,
+        )
+        (left,) = state.runs(Hub(), "ane", 7)
     assert night.is_failed()
     assert "000000000000 is deployed" in (night.message or "")
     assert "hft2ane: the night has broken off: WorkerMismatch" in subjects(served)
+    assert left == records.read(tmp_path / "work/run.json", Run)
+    assert (left.outcomes, left.whole) == ((), False)
+    assert left.broken
+    assert left.broken.startswith("WorkerMismatch: ")
+    assert night.state_details.flow_run_id
+    which = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[night.state_details.flow_run_id]))
+    (page,) = (each for each in served.client.read_artifacts(artifact_filter=which) if each.key == "night")
+    assert "broke off: WorkerMismatch" in str(page.data)
 
 
 @pytest.fixture

@@ -361,6 +361,12 @@ def test_the_hub_down_is_told_as_that(world: World, first_night: Run, monkeypatc
     dead = Hub("http://127.0.0.1:9", "hf_x")
     with pytest.raises(errors.HubUnavailable, match="127.0.0.1:9"):
         night([str(world.folder / "models.yaml")], None, world.folder / "dead", hub=dead)
+    left = records.read(world.folder / "dead/run.json", Run)
+    assert left.broken
+    assert left.broken.startswith("HubUnavailable: cannot look up me/")
+    assert left.outcomes == ()
+    assert "ane/hft2ane-state cannot be written" in left.warnings[0]
+    assert "broke off: HubUnavailable" in (world.folder / "dead/run.md").read_text()
 
 
 @pytest.mark.slow
@@ -398,6 +404,9 @@ def test_without_a_token_nothing_is_built(
     with pytest.raises(errors.AccessDenied, match="HF_TOKEN"):
         night([str(world.folder / "models.yaml")], None, world.folder / "tokenless", hub=Hub(world.local.url))
     assert not list((world.folder / "tokenless").glob("*/source"))
+    left = records.read(world.folder / "tokenless/run.json", Run)
+    assert (of(left, "me/first").status, of(left, "me/second").status) == ("held", "skip")
+    assert of(left, "me/first").why.endswith("the night broke off before it was done")
 
 
 # ---- the child process
