@@ -108,6 +108,8 @@ class Connection:
         import httpx2
         from huggingface_hub import errors
 
+        from hft2ane import pace
+
         if isinstance(err, RuntimeError) and isinstance(
             err.__cause__, httpx2.HTTPError
         ):  # so the client wraps LFS errors
@@ -130,6 +132,8 @@ class Connection:
                 return AccessDenied(f"{where} gave no token for HF_OIDC_RESOURCE: {self._said(err)}")
             case errors.HfHubHTTPError():
                 return self._refusal(err, where, refused)
+            case pace.TooSlow():
+                return _Passing(f"{where} is too slow ({err}); try later")
             case httpx2.TimeoutException():
                 return _Passing(f"{where} did not answer in time; try later")
             case httpx2.ConnectError():
@@ -185,9 +189,12 @@ def _prepare_client() -> None:
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    from hft2ane import pace
+
     def client_with_timeouts() -> httpx2.Client:
         client = default_client_factory()
         client.timeout = httpx2.Timeout(WRITE_SECONDS, connect=LOOK_SECONDS)
+        pace.watch(client)
         return client
 
     # Else a Xet store that fails is tried for three minutes, before LFS gets its turn.
