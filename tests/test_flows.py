@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import json
 import os
+import site
 import stat
 import sys
 import time
@@ -16,7 +17,7 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import disk, errors, keys, records, state
+from hft2ane import disk, errors, keys, provenance, records, state
 from hft2ane.cli import main
 from hft2ane.cli.steps import steps
 from hft2ane.hub import Hub
@@ -452,17 +453,63 @@ def test_the_child_has_no_token(stand_in: Path, tmp_path: Path, monkeypatch: pyt
     assert [each.name for each in (tmp_path / "job").iterdir()] == [child.LOG], "the temporary folder stays behind"
 
 
-def test_the_child_does_not_find_the_token_of_a_login(
+LOOKS = """\
+import netrc, pathlib, subprocess, sys
+from huggingface_hub import get_token
+def found():
+    yield get_token()
+    for name in (".netrc", ".config/hft2ane/worker.env", ".git-credentials"):
+        yield pathlib.Path(f"~/{name}").expanduser().exists() or None
+    yield subprocess.run(["git", "config", "user.password"], capture_output=True, text=True).stdout or None
+    try:
+        yield netrc.netrc().hosts
+    except FileNotFoundError:
+        yield None
+print(list(found()), file=sys.stderr)
+"""
+
+
+def test_the_child_finds_no_credentials_where_programs_look_for_them(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of `hf auth login` lies below HOME, which the child has."""
-    (tmp_path / ".cache/huggingface").mkdir(parents=True)
-    (tmp_path / ".cache/huggingface/token").write_text("hf_secret")
+    """They lie below the home of whoever runs it."""
+    for name, text in {
+        ".cache/huggingface/token": "hf_secret",
+        ".config/hft2ane/worker.env": "HF_TOKEN=hf_secret",
+        ".netrc": "machine huggingface.co login me password hf_secret",
+        ".git-credentials": "https://me:hf_secret@huggingface.co",
+        ".gitconfig": "[user]\n\tpassword = hf_secret\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".netrc").chmod(0o600)
+    (tmp_path / "looks.py").write_text(LOOKS)
     monkeypatch.setenv("HOME", str(tmp_path))
-    ask = "from huggingface_hub import get_token; import sys; print(get_token(), file=sys.stderr)"
-    stand_in.write_text(f"#!/bin/sh\n'{PYTHON}' -c '{ask}'\n")
+    stand_in.write_text(f"#!/bin/sh\nexec '{PYTHON}' '{tmp_path}/looks.py'\n")
     build(tmp_path)
-    assert log(tmp_path).strip() == "None"
+    assert log(tmp_path).strip() == str([None] * 6)
+
+
+def test_what_is_installed_for_the_user_alone_is_there_for_the_child(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the home, which is not the child's."""
+    there = site.getuserbase()
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    stand_in.write_text(
+        f"#!/bin/sh\nexec '{PYTHON}' -c 'import site, sys; print(site.getuserbase(), file=sys.stderr)'\n"
+    )
+    build(tmp_path)
+    assert log(tmp_path).strip() == there
+
+
+@pytest.mark.skipif(provenance.made().commit is None, reason="a copy of the files is no checkout")
+def test_the_child_s_git_reads_a_checkout_that_somebody_else_owns(stand_in: Path, tmp_path: Path) -> None:
+    """Which the user's own .gitconfig may allow; else a release would not say which commit made it."""
+    ask = f"GIT_TEST_ASSUME_DIFFERENT_OWNER=1 git -C '{provenance.ROOT}' rev-parse HEAD >&2"
+    stand_in.write_text(f"#!/bin/sh\n{ask}\n")
+    build(tmp_path)
+    assert log(tmp_path).strip() == provenance.made().commit
 
 
 def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_path: Path) -> None:
