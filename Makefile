@@ -70,8 +70,8 @@ nightly: .venv  ## the night over manifests/ on this machine, into work/
 nightly.summary:  ## what the last night on this machine did, as Markdown
 	@cat work/run.md $(SUMMARY)
 
-nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; waits for its end
-	@.venv-flows/bin/prefect deployment run nightly/nightly --watch
+nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; SINCE=12: unless its schedule began one in 12 hours
+	@.venv-flows/bin/python -m flows.trigger $(if $(SINCE),--since '$(SINCE)')
 
 server: .venv  ## a Prefect server on this machine, with SQLite, until Ctrl-C
 	@$(BIN)/python -m flows.server
