@@ -24,7 +24,7 @@ from flows.dispatch import Here, Place, Pool, Told
 from flows.patience import forgiven, patiently
 from hft2ane import disk, nights, records, room, state, waves
 from hft2ane.attempts import State, news
-from hft2ane.errors import Hft2aneError, NoSpace
+from hft2ane.errors import Hft2aneError, NoSpace, TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
@@ -182,14 +182,18 @@ def place(dispatch: str, folder: Path, hub: Hub) -> Iterator[Place]:
 
 
 def each(found: Survey, there: Place) -> Iterator[Outcome]:
-    """The jobs in their order, until a wave stops for its failures: what is left of it waits."""
+    """The jobs in their order. What waits: what is left of a wave that stops for its failures, and all that is for an
+    organisation where nobody's token may publish, so that it is not converted for nothing."""
     wave, waiting = found.wave, deque(found.jobs)
+    barred: dict[str, str] = {}
     going: dict[str, Job] = {}
     while waiting or going:
         while waiting and (not waiting[0].to_do or there.has_room()):
             job = waiting.popleft()
             if job.to_do and not wave.takes(job):
                 job = held(job, wave.stopped or "")
+            if job.to_do and (why := barred.get(owner(job.repo))):
+                job = held(job, why)
             if job.to_do:
                 there.start(job)
                 going[job.repo] = job
@@ -199,7 +203,13 @@ def each(found: Survey, there: Place) -> Iterator[Outcome]:
             job = going.pop(outcome.repo)
             if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
                 wave = wave.after(job.repo, failed=outcome.status == "failed")
+            if outcome.kind == TokenRefused.__name__:
+                barred[owner(job.repo)] = f"it could not be published, as {job.id} cannot: {outcome.error}"
             yield outcome
+
+
+def owner(repo: str) -> str:
+    return repo.partition("/")[0]
 
 
 def counted(outcomes: Iterator[Outcome], whole: int) -> Iterator[Outcome]:

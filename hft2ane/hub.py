@@ -27,7 +27,6 @@ from hft2ane import connection
 from hft2ane.blobs import PIECE, inside, same
 from hft2ane.connection import Connection
 from hft2ane.errors import (
-    AccessDenied,
     BadInput,
     CorruptFile,
     Hft2aneError,
@@ -37,6 +36,7 @@ from hft2ane.errors import (
     PublishError,
     RevisionNotFound,
     SourceError,
+    TokenRefused,
 )
 from hft2ane.progress import Progress, silent
 from hft2ane.records import SCHEMA, parse
@@ -211,11 +211,11 @@ class Hub(Connection):
         self._write(f"tag {repo}", lambda: self._api().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
 
     def check_token(self) -> None:
-        """AccessDenied: there is no token to publish with. Whether it may write, the Hub says at the first write."""
+        """TokenRefused: there is no token to publish with. Whether it may write, the Hub says at the first write."""
         from huggingface_hub import get_token
 
         if not (self._token or get_token()):
-            raise AccessDenied(
+            raise TokenRefused(
                 f"there is no token to publish to {self.host} with: set HF_TOKEN, or run `hf auth login`"
             )
 

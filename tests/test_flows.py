@@ -349,6 +349,43 @@ def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
     assert "2 of the 5 models" in outcomes[5].why
 
 
+def test_where_nothing_can_be_published_nothing_more_is_converted(tmp_path: Path) -> None:
+    jobs = [Job("create", "new", f"me/m{n}", f"{'ane' if n % 2 else 'other'}/m{n}", cause="request") for n in range(6)]
+    done: list[str] = []
+
+    from flows.dispatch import Here
+    from flows.nightly import each
+
+    class There(Here):
+        def ended(self) -> list[Outcome]:
+            job, self.job = self.job, None
+            if not job:
+                return []
+            done.append(job.id)
+            bad = {"error": "403", "kind": "TokenRefused"} if job.repo.startswith("ane/") else {}
+            return [Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published", **bad)]
+
+    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
+    outcomes = list(each(found, There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)))
+    assert done == ["me/m0", "me/m1", "me/m2", "me/m4"]
+    assert [o.status for o in outcomes] == ["published", "failed", "published", "held", "published", "held"]
+    assert outcomes[3].why == "to create (new): it could not be published, as me/m1 cannot: 403"
+
+
+@pytest.mark.slow
+def test_a_token_that_may_not_write_costs_one_conversion(
+    world: World, first_night: Run, checkpoint: Checkpoint
+) -> None:
+    world.local.add("me/first", checkpoint(seed=40))
+    world.local.add("me/second", checkpoint("BertForSequenceClassification", seed=41))
+    reader = Hub(world.local.url, world.local.read_token)
+    run = night([str(world.folder / "models.yaml")], None, world.folder / "reader", hub=reader)
+    statuses = {of(run, id).status: of(run, id) for id in ("me/first", "me/second")}
+    assert statuses.keys() == {"failed", "held"}
+    assert statuses["failed"].kind == "TokenRefused"
+    assert len(list((world.folder / "reader").glob("*/source"))) == 1
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("in_process")
 def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> None:

@@ -17,7 +17,16 @@ from huggingface_hub import get_session
 from hft2ane import connection, pace, records
 from hft2ane import hub as module
 from hft2ane.blobs import digest, inside
-from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
+from hft2ane.errors import (
+    AccessDenied,
+    BadInput,
+    CorruptFile,
+    Hft2aneError,
+    HubUnavailable,
+    ModelNotFound,
+    NoSpace,
+    TokenRefused,
+)
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub, transfer
 from hft2ane.records.recipe import Recipe
@@ -135,7 +144,7 @@ def test_a_gated_model_is_not_only_looked_at(local: LocalHub, tmp_path: Path, mo
 
 
 def test_a_bad_token_is_said_but_not_shown(local: LocalHub, model: str) -> None:
-    with pytest.raises(AccessDenied, match="renew HF_TOKEN") as error:
+    with pytest.raises(TokenRefused, match="renew HF_TOKEN") as error:
         Hub(local.url, "hf_thisTokenIsNotOneOfTheirs").look(MODEL)
     assert "hf_this" not in one_line(error)
 
