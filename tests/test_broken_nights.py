@@ -6,8 +6,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from uuid import UUID
 
 import pytest
+from prefect.client.schemas.objects import StateType
+from prefect.states import Cancelling
 
 from flows import child
 from flows.local import night
@@ -17,6 +20,7 @@ from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records.night import Run
 from tests.conftest import Checkpoint
+from tests.island import CONTROL, Island, until
 
 pytestmark = pytest.mark.slow
 
@@ -85,3 +89,29 @@ def test_what_was_done_before_counts(
     assert {o.id: o.status for o in again.outcomes} == {"me/crashes": "held"}, "it waits for its next try"
     assert (again.failed, again.broken, again.only) == ((), None, ("me/crashes",))
     assert main(["nights", "--manifests", str(manifest), "--within", "26"]) == 1, "that was no whole night"
+
+
+def test_a_server_s_night_that_is_cancelled_leaves_its_report_too(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    """Within the time that a worker gives it, and its runs go with it: here one that no machine has taken up."""
+    with Island(tmp_path, "sqlite").living() as island:
+        island.worker("control", CONTROL)
+        night = island.night(island.models(["one"], lambda _: checkpoint(seed=7)))
+        (run,) = until(lambda: island.conversions("ane/one-ane"), 240, "nothing is dispatched")
+        with island.client() as client:
+            client.set_flow_run_state(night, Cancelling())
+        assert island.ended(night, 120).state_type == StateType.CANCELLED
+        until(
+            lambda: state_type(island, run.id) in (StateType.CANCELLED, StateType.CANCELLING),
+            60,
+            "it is not called back",
+        )
+        left = records.read(tmp_path / "control/work/run.json", Run)
+        (there,) = state.runs(Hub(island.hub.url, island.hub.token), "ane", 7)
+        for found in (left, there):
+            assert found.broken == "TerminationSignal: it was ended from outside"
+            assert [(o.id, o.status) for o in found.outcomes] == [("me/one", "held")]
+        assert not island.chat.messages, "whoever cancelled it knows"
+
+
+def state_type(island: Island, run: UUID) -> StateType | None:
+    return island.run(run).state_type
