@@ -63,9 +63,9 @@ site: .venv-light/installed  ## the catalogue of what the manifests have on the 
 preview: .venv-light/installed  ## what manifests/ lead to, as Markdown; BASE=main: what is otherwise than there
 	@.venv-light/bin/hft2ane plan --markdown $(if $(BASE),--base '$(BASE)') $(SUMMARY)
 
-nightly: .venv  ## the night over manifests/ on this machine, into work/
+nightly: .venv  ## the night over manifests/ on this machine, into work/; HOURS=9: begins no model later
 	@rm -f work/run.json work/run.md
-	@$(BIN)/hft2ane run
+	@$(BIN)/hft2ane run $(if $(HOURS),--hours '$(HOURS)')
 
 nightly.summary:  ## what the last night on this machine did, as Markdown
 	@cat work/run.md $(SUMMARY)

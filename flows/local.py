@@ -46,6 +46,7 @@ def night(
     only: Sequence[str] | None = None,
     hub: Hub | None = None,
     wave: int = waves.LIMIT,
+    hours: float | None = None,
 ) -> Run:
     """One run of the nightly flow over `manifests`, with progress bars; everything else is in `work`/run.log.
 
@@ -62,7 +63,13 @@ def night(
             hub_of_run.set(hub or Hub())
             with contextlib.suppress(NightlyFailed):  # run.json tells it
                 nightly(
-                    list(manifests), organization, str(work), list(only) if only else None, wave, return_state=True
+                    list(manifests),
+                    organization,
+                    str(work),
+                    list(only) if only else None,
+                    wave,
+                    hours=hours,
+                    return_state=True,
                 ).result()
 
         copy_context().run(conduct)

@@ -5,7 +5,7 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -36,6 +36,9 @@ watcher: ContextVar[Told] = ContextVar("watcher", default=lambda model, what, sh
 hub_of_run: ContextVar[Hub] = ContextVar("hub_of_run")
 
 
+HOURS = 20.0  # so that a night that has much to do ends before the next one, with a report
+
+
 class NightlyFailed(Hft2aneError):
     """The run's other models are published all the same; run.json says what happened to each."""
 
@@ -50,16 +53,18 @@ def nightly(
     dispatch: Literal["local", "pool"] = "local",
     lock: str | None = None,
     notify: str | None = None,
+    hours: float | None = HOURS,
 ) -> Ended[Any]:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
     see `work`/run.json.
 
     `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
     pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
-    e.g. `slack-webhook/hft2ane-night`, told of each night."""
+    e.g. `slack-webhook/hft2ane-night`, told of each night; `hours`:
+    after so many no job is begun, None: all are. What is left waits for the next night."""
     night = Night(room.work_folder(work), tuple(only or ()), [organization] if organization else [])
     try:
-        conduct(night, manifests, organization, wave, dispatch, lock)
+        conduct(night, manifests, organization, wave, dispatch, lock, hours)
         run = keep(night)
     except BaseException as err:
         broken_off(night, err, notify)
@@ -93,6 +98,7 @@ def conduct(
     wave: int,
     dispatch: Literal["local", "pool"],
     lock: str | None,
+    hours: float | None,
 ) -> None:
     """The night itself. Whatever it raises breaks it off, and what `night` has by then is told."""
     night.hub = hub = hub_of_run.get(None) or Hub()
@@ -103,9 +109,14 @@ def conduct(
     to_do = sum(job.to_do for job in found.jobs)
     if to_do:
         hub.check_token()
+
+    def late() -> str | None:
+        over = hours is not None and time.monotonic() - night.clock > hours * 3600
+        return f"{hours:g} hours are over, and so is the night" if over else None
+
     patiently(lambda: create_table_artifact(nights.plan_rows(found.jobs), "plan", "What is to be done, and why"))
     with place(dispatch, night.folder, hub) as there:
-        for outcome in counted(each(found, there), to_do):
+        for outcome in counted(each(found, there, late), to_do):
             night.outcomes.append(outcome)
 
 
@@ -181,15 +192,18 @@ def place(dispatch: str, folder: Path, hub: Hub) -> Iterator[Place]:
             yield pool
 
 
-def each(found: Survey, there: Place) -> Iterator[Outcome]:
-    """The jobs in their order. What waits: what is left of a wave that stops for its failures, and all that is for an
-    organisation where nobody's token may publish, so that it is not converted for nothing."""
+def each(found: Survey, there: Place, late: Callable[[], str | None] = lambda: None) -> Iterator[Outcome]:
+    """The jobs in their order. What waits: what is not begun before it is `late` (and why), what is left of a wave that
+    stops for its failures, and all that is for an organisation where nobody's token may publish, so that it is not
+    converted for nothing."""
     wave, waiting = found.wave, deque(found.jobs)
     barred: dict[str, str] = {}
     going: dict[str, Job] = {}
     while waiting or going:
         while waiting and (not waiting[0].to_do or there.has_room()):
             job = waiting.popleft()
+            if job.to_do and (why := late()):
+                job = held(job, why)
             if job.to_do and not wave.takes(job):
                 job = held(job, wave.stopped or "")
             if job.to_do and (why := barred.get(owner(job.repo))):

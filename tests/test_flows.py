@@ -349,6 +349,31 @@ def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
     assert "2 of the 5 models" in outcomes[5].why
 
 
+def test_a_night_has_an_end(tmp_path: Path) -> None:
+    """One that is late begins nothing more, and tells of all the same."""
+    from flows.dispatch import Here
+    from flows.nightly import each
+
+    done: list[str] = []
+
+    class There(Here):
+        def ended(self) -> list[Outcome]:
+            job, self.job = self.job, None
+            if not job:
+                return []
+            done.append(job.id)
+            return [Outcome(job.id, job.repo, job.action, job.why, "published")]
+
+    jobs = [Job("create", "new", f"me/m{n}", f"ane/m{n}", cause="request") for n in range(3)]
+    jobs.append(Job("skip", "nothing has changed", "me/m3", "ane/m3"))
+    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
+    there = There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)
+    outcomes = list(each(found, there, lambda: "the night is over" if len(done) == 1 else None))
+    assert done == ["me/m0"]
+    assert [o.status for o in outcomes] == ["published", "held", "held", "skip"]
+    assert outcomes[1].why == "to create (new): the night is over"
+
+
 def test_where_nothing_can_be_published_nothing_more_is_converted(tmp_path: Path) -> None:
     jobs = [Job("create", "new", f"me/m{n}", f"{'ane' if n % 2 else 'other'}/m{n}", cause="request") for n in range(6)]
     done: list[str] = []

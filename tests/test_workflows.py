@@ -306,6 +306,8 @@ def test_the_summary_of_a_night(checkout: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     assert run(checkout, "make", "nightly").returncode == 0
     assert (checkout / "asked").read_text() == "run\n"
+    assert run(checkout, "make", "nightly", "HOURS=9").returncode == 0
+    assert (checkout / "asked").read_text() == "run --hours 9\n"
     assert run(checkout, "make", "nightly.summary", GITHUB_STEP_SUMMARY=str(summary)).returncode == 0
     assert summary.read_text() == "night\n"
     (checkout / "fails").touch()

@@ -42,6 +42,7 @@ def add(commands: Commands) -> None:
             )
             sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
         else:
+            sub.add_argument("--hours", type=float, help="begin no model later than that; what is left waits")
             sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
 
     sub = commands.add("nights", nights, "Show the last nights, from what is kept on the Hub.")
@@ -128,7 +129,9 @@ def run(options: argparse.Namespace) -> int:
     from hft2ane.terminal.night import show_run
 
     wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
-    outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
+    outcome = night(
+        options.manifests, options.organization, options.work, options.only, wave=options.wave, hours=options.hours
+    )
     show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
     return 1 if outcome.failed else 0
 
