@@ -94,6 +94,7 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
 
     try:
         with room.alone(folder):
+            hub.check_token()  # this machine's: else it would convert for nothing
             room.make(work, folder, job)
             begin(folder, job)
             fetch_task(folder, hub, at(0, 0.2))

@@ -51,7 +51,7 @@ S = TypeVar("S")
 T = TypeVar("T")
 SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
 # A download may take so long, and a second more for so many bytes; what it has by then is kept for the next one.
-DOWNLOAD_SECONDS, DOWNLOAD_RATE = 600.0, 250_000.0
+DOWNLOAD_SECONDS, DOWNLOAD_RATE = 600.0, 100_000.0
 XET_SECONDS, XET_RATE = 120.0, 500_000.0  # an upload by Xet gets so long, and a second more for so many bytes
 VERSION = re.compile(r"v([1-9]\d*)")  # the tag of a finished publication
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import httpx2
 
 SECONDS = 120.0  # that a transfer may take whatever its size,
-RATE = 250_000.0  # and one more for so many bytes that got through
+RATE = 100_000.0  # and one more for so many bytes that got through
 
 
 class TooSlow(httpx2.TimeoutException): ...

@@ -397,6 +397,19 @@ def test_where_nothing_can_be_published_nothing_more_is_converted(tmp_path: Path
     assert outcomes[3].why == "to create (new): it could not be published, as me/m1 cannot: 403"
 
 
+def test_a_machine_without_a_token_converts_nothing(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a pool, whose controller has one: others have its jobs."""
+    from flows.convert_model import REFUSALS, convert
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    found = convert(Job("create", "new", "me/a", "ane/a"), tmp_path, Hub(hub.url), silent)
+    assert (found.status, found.kind) == ("failed", "TokenRefused")
+    assert found.kind in REFUSALS
+    assert hub.calls() == []
+
+
 @pytest.mark.slow
 def test_a_token_that_may_not_write_costs_one_conversion(
     world: World, first_night: Run, checkpoint: Checkpoint
