@@ -14,6 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows import child
 from flows.convert_model import check_lock
+from flows.patience import patiently
 from hft2ane import recheck
 from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
@@ -51,7 +52,8 @@ def audit(
         yield silent
 
     done = recheck.audit(repos, Hub(), build, watch)
-    create_markdown_artifact(markdown(done, len(repos)), ARTIFACT, description=summary(done, len(repos)))
+    page, about = markdown(done, len(repos)), summary(done, len(repos))
+    patiently(lambda: create_markdown_artifact(page, ARTIFACT, description=about))
     for warning in done.warnings:
         log.warning(warning)
     if done.away:

@@ -24,7 +24,7 @@ from flows.dispatch import Here, Place, Pool, Told
 from flows.patience import forgiven, patiently
 from hft2ane import disk, nights, records, room, state, waves
 from hft2ane.attempts import State, news
-from hft2ane.errors import Hft2aneError, NoSpace, TokenRefused
+from hft2ane.errors import Hft2aneError, NoSpace, NoWorker, TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
@@ -192,17 +192,18 @@ def place(dispatch: str, folder: Path, hub: Hub) -> Iterator[Place]:
             yield pool
 
 
-def each(found: Survey, there: Place, late: Callable[[], str | None] = lambda: None) -> Iterator[Outcome]:
+def each(found: Survey, there: Place, late: Callable[[], str | None]) -> Iterator[Outcome]:
     """The jobs in their order. What waits: what is not begun before it is `late` (and why), what is left of a wave that
-    stops for its failures, and all that is for an organisation where nobody's token may publish, so that it is not
-    converted for nothing."""
+    stops for its failures, what is for an organisation where nobody's token may publish, so that it is not converted
+    for nothing, and all when there is no machine."""
     wave, waiting = found.wave, deque(found.jobs)
     barred: dict[str, str] = {}
+    nobody: str | None = None
     going: dict[str, Job] = {}
     while waiting or going:
         while waiting and (not waiting[0].to_do or there.has_room()):
             job = waiting.popleft()
-            if job.to_do and (why := late()):
+            if job.to_do and (why := nobody or late()):
                 job = held(job, why)
             if job.to_do and not wave.takes(job):
                 job = held(job, wave.stopped or "")
@@ -219,6 +220,8 @@ def each(found: Survey, there: Place, late: Callable[[], str | None] = lambda: N
                 wave = wave.after(job.repo, failed=outcome.status == "failed")
             if outcome.kind == TokenRefused.__name__:
                 barred[owner(job.repo)] = f"it could not be published, as {job.id} cannot: {outcome.error}"
+            if outcome.kind == NoWorker.__name__:
+                nobody = outcome.error
             yield outcome
 
 

@@ -8,7 +8,7 @@ import site
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,7 @@ def test_nights_are_shown_and_missed(
     assert main([*command, "--within", "0"]) == 1
     assert "no night of ane in the last 0 hours" in capsys.readouterr().err
     assert main([*command, "--organization", "nobody", "--within", "26"]) == 1
-    capsys.readouterr()
+    assert "may HF_TOKEN read nobody/hft2ane-state?" in capsys.readouterr().err
     assert main([*command, "--markdown", "--last", "30"]) == 0
     assert capsys.readouterr().out.startswith("# 20")
 
@@ -323,25 +323,35 @@ def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: 
     assert (outcome.status, outcome.why) == ("skip", "retired: there is a better one")
 
 
-def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
-    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
-    asked = Job("create", "new", "me/new", "ane/new", cause="request")
-    done: list[str] = []
-
+def conducted(
+    tmp_path: Path, jobs: list[Job], ends: Callable[[Job], dict[str, Any]], late: Callable[[list[str]], str | None]
+) -> tuple[list[str], list[Outcome]]:
+    """The jobs that are begun by a night, and all outcomes. `ends`: how one is done; `late`: of what has been."""
     from flows.dispatch import Here  # it imports Prefect, whose settings are read then: not before a night sets them
     from flows.nightly import each
+
+    done: list[str] = []
 
     class There(Here):
         def ended(self) -> list[Outcome]:
             job, self.job = self.job, None
-            assert job
+            if not job:
+                return []
             done.append(job.id)
-            bad = job.id in ("me/m1", "me/m3")
-            return [Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")]
+            return [Outcome(job.id, job.repo, job.action, job.why, **{"status": "published", **ends(job)})]
 
-    found = Survey([*jobs, asked], Answers({}, {}), [], True, {}, Wave(), ())
-    hub = Hub("http://127.0.0.1:9", "hf_x")
-    outcomes = list(each(found, There(tmp_path, hub, lambda model, what, share: None)))
+    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
+    there = There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)
+    return done, list(each(found, there, lambda: late(done)))
+
+
+def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
+    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
+    asked = Job("create", "new", "me/new", "ane/new", cause="request")
+    bad = ("me/m1", "me/m3")
+    done, outcomes = conducted(
+        tmp_path, [*jobs, asked], lambda job: {"status": "failed"} if job.id in bad else {}, lambda _: None
+    )
     assert done == ["me/m0", "me/m1", "me/m2", "me/m3", "me/m4", "me/new"]
     assert [o.status for o in outcomes] == [
         "published", "failed", "published", "failed", "published", "held", "held", "held", "held", "published",
@@ -351,50 +361,34 @@ def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
 
 def test_a_night_has_an_end(tmp_path: Path) -> None:
     """One that is late begins nothing more, and tells of all the same."""
-    from flows.dispatch import Here
-    from flows.nightly import each
-
-    done: list[str] = []
-
-    class There(Here):
-        def ended(self) -> list[Outcome]:
-            job, self.job = self.job, None
-            if not job:
-                return []
-            done.append(job.id)
-            return [Outcome(job.id, job.repo, job.action, job.why, "published")]
-
     jobs = [Job("create", "new", f"me/m{n}", f"ane/m{n}", cause="request") for n in range(3)]
     jobs.append(Job("skip", "nothing has changed", "me/m3", "ane/m3"))
-    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
-    there = There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)
-    outcomes = list(each(found, there, lambda: "the night is over" if len(done) == 1 else None))
+    done, outcomes = conducted(tmp_path, jobs, lambda _: {}, lambda done: "the night is over" if done else None)
     assert done == ["me/m0"]
     assert [o.status for o in outcomes] == ["published", "held", "held", "skip"]
     assert outcomes[1].why == "to create (new): the night is over"
 
 
-def test_where_nothing_can_be_published_nothing_more_is_converted(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "begun", "why"),
+    [
+        ("TokenRefused", [0, 1, 2, 4], "to create (new): it could not be published, as me/m1 cannot: no"),
+        ("NoWorker", [0, 1], "to create (new): no"),
+        ("HubUnavailable", [0, 1, 2, 3, 4, 5], "new"),
+    ],
+)
+def test_what_the_others_cannot_either_is_not_tried_with_each(
+    tmp_path: Path, kind: str, begun: list[int], why: str
+) -> None:
+    """A token that may not publish there, for hours of converting; or two hours of waiting for a machine."""
     jobs = [Job("create", "new", f"me/m{n}", f"{'ane' if n % 2 else 'other'}/m{n}", cause="request") for n in range(6)]
-    done: list[str] = []
-
-    from flows.dispatch import Here
-    from flows.nightly import each
-
-    class There(Here):
-        def ended(self) -> list[Outcome]:
-            job, self.job = self.job, None
-            if not job:
-                return []
-            done.append(job.id)
-            bad = {"error": "403", "kind": "TokenRefused"} if job.repo.startswith("ane/") else {}
-            return [Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published", **bad)]
-
-    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
-    outcomes = list(each(found, There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)))
-    assert done == ["me/m0", "me/m1", "me/m2", "me/m4"]
-    assert [o.status for o in outcomes] == ["published", "failed", "published", "held", "published", "held"]
-    assert outcomes[3].why == "to create (new): it could not be published, as me/m1 cannot: 403"
+    failed = {"status": "failed", "kind": kind, "error": "no"}
+    done, outcomes = conducted(
+        tmp_path, jobs, lambda job: failed if job.repo.startswith("ane/") else {}, lambda _: None
+    )
+    assert done == [f"me/m{n}" for n in begun]
+    assert [o.id for o in outcomes if o.status == "held"] == [f"me/m{n}" for n in range(6) if n not in begun]
+    assert outcomes[3].why == why
 
 
 def test_a_machine_without_a_token_converts_nothing(

@@ -154,7 +154,8 @@ def nights(options: argparse.Namespace) -> int:
         else:
             show_nights(owner, found)
         if options.within is not None and (why := told.missing(found, owner, options.within, datetime.now(UTC))):
-            print(f"hft2ane: {why}", file=sys.stderr)
+            hint = "" if found else f" And may HF_TOKEN read {owner}/{state.REPO}?"
+            print(f"hft2ane: {why}{hint}", file=sys.stderr)
             dead = True
     return int(dead)
 
