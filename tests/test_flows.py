@@ -475,7 +475,7 @@ def test_without_a_token_nothing_is_built(
         night([str(world.folder / "models.yaml")], None, world.folder / "tokenless", hub=Hub(world.local.url))
     assert not list((world.folder / "tokenless").glob("*/source"))
     left = records.read(world.folder / "tokenless/run.json", Run)
-    assert (of(left, "me/first").status, of(left, "me/second").status) == ("held", "skip")
+    assert (of(left, "me/first").status, of(left, "me/paused").status) == ("held", "blocked")
     assert of(left, "me/first").why.endswith("the night broke off before it was done")
 
 
