@@ -405,6 +405,7 @@ def test_a_machine_without_a_token_converts_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
 def test_a_token_that_may_not_write_costs_one_conversion(
     world: World, first_night: Run, checkpoint: Checkpoint
 ) -> None:
