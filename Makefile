@@ -63,15 +63,15 @@ site: .venv-light/installed  ## the catalogue of what the manifests have on the 
 preview: .venv-light/installed  ## what manifests/ lead to, as Markdown; BASE=main: what is otherwise than there
 	@.venv-light/bin/hft2ane plan --markdown $(if $(BASE),--base '$(BASE)') $(SUMMARY)
 
-nightly: .venv  ## the night over manifests/ on this machine, into work/
+nightly: .venv  ## the night over manifests/ on this machine, into work/; HOURS=9: begins no model later
 	@rm -f work/run.json work/run.md
-	@$(BIN)/hft2ane run
+	@$(BIN)/hft2ane run $(if $(HOURS),--hours '$(HOURS)')
 
 nightly.summary:  ## what the last night on this machine did, as Markdown
 	@cat work/run.md $(SUMMARY)
 
-nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; waits for its end
-	@.venv-flows/bin/prefect deployment run nightly/nightly --watch
+nightly.trigger: .venv-flows/installed  ## the night by the Prefect server at PREFECT_API_URL; SINCE=12: unless its schedule began one in 12 hours
+	@.venv-flows/bin/python -m flows.trigger $(if $(SINCE),--since '$(SINCE)')
 
 server: .venv  ## a Prefect server on this machine, with SQLite, until Ctrl-C
 	@$(BIN)/python -m flows.server
@@ -85,7 +85,7 @@ deploy: .venv  ## pools, schedules and automations of this commit, to the Prefec
 nights: .venv-light/installed  ## the report of the last night, as its organisation has it, as Markdown
 	@.venv-light/bin/hft2ane nights --markdown $(SUMMARY)
 
-watch: .venv-light/installed  ## fails when no night is newer than WITHIN hours
+watch: .venv-light/installed  ## fails when no night has come to its end for WITHIN hours
 	@.venv-light/bin/hft2ane nights --markdown --within $(WITHIN) $(SUMMARY)
 
 demo.log:  ## what the demo had to say that was not worth showing

@@ -14,7 +14,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from flows import child
 from flows.convert_model import check_lock, turn
-from flows.patience import going_on
+from flows.patience import going_on, patiently
 from hft2ane import recheck, room
 from hft2ane.card.markdown import escape, row
 from hft2ane.errors import Hft2aneError
@@ -53,7 +53,8 @@ def audit(
 
     with going_on(str(runtime.flow_run.id)):
         done = recheck.audit(repos, Hub(), build, watch)
-    create_markdown_artifact(markdown(done, len(repos)), ARTIFACT, description=summary(done, len(repos)))
+        page, about = markdown(done, len(repos)), summary(done, len(repos))
+        patiently(lambda: create_markdown_artifact(page, ARTIFACT, description=about))
     for warning in done.warnings:
         log.warning(warning)
     if done.away:

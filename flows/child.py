@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -18,11 +19,11 @@ from typing import IO
 
 import psutil
 
-from hft2ane import errors
+from hft2ane import errors, provenance
 from hft2ane.progress import Progress
 from hft2ane.records.job import Job
 
-KEEP = ("PATH", "HOME", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT", "OMP_NUM_THREADS")
+KEEP = ("PATH", "LANG", "LC_ALL", "VIRTUAL_ENV", "PYTHONPATH", "SYSTEMROOT", "OMP_NUM_THREADS")
 LOG = "build.log"  # in the job's folder: what the conversion and its libraries print
 EVERY = 0.5  # seconds between looks at the process
 # Seconds that a stage may take, and more for each TFLOP of the job: 1 TFLOP takes two slow cores about a minute.
@@ -62,8 +63,13 @@ def build(folder: Path, limits: Limits, progress: Progress) -> None:
     temporary, log = Path(tempfile.mkdtemp(prefix="tmp-", dir=folder)), folder / LOG
     environment = {key: os.environ[key] for key in KEEP if key in os.environ}
     environment |= {"TMPDIR": str(temporary), "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    # Not the token of `hf auth login` either, which the Hub's client finds below HOME.
-    environment |= {"HF_HOME": str(temporary), "HF_TOKEN_PATH": str(temporary / "none")}
+    # Below the user's there are credentials where libraries look for them: of `hf auth login`, .netrc, worker.env.
+    environment["HOME"] = str(temporary)
+    if site.ENABLE_USER_SITE:  # not in an environment of its own: then we may be installed below the user's, too
+        environment["PYTHONUSERBASE"] = site.getuserbase()
+    # It runs this checkout's code, so its git may read it, whoever owns it; the user's own .gitconfig may say so too.
+    environment |= {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory"}
+    environment["GIT_CONFIG_VALUE_0"] = str(provenance.ROOT.resolve())
     environment["OMP_WAIT_POLICY"] = "PASSIVE"  # threads that spin while they wait cost a busy machine minutes
     command = [sys.executable, "-m", "hft2ane.cli", "build", str(folder), "--json"]
     with log.open("wb") as errors_to:

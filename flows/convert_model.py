@@ -28,7 +28,7 @@ from flows import child
 from flows.patience import forgiven, going_on, patiently
 from hft2ane import card, provenance, publish, records, room, source
 from hft2ane.attempts import signature
-from hft2ane.errors import Hft2aneError, NoSpace, OverLimit, Unavailable, WorkerMismatch
+from hft2ane.errors import Hft2aneError, NoSpace, OverLimit, TokenRefused, Unavailable, WorkerMismatch
 from hft2ane.hub import Hub
 from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
@@ -37,7 +37,7 @@ from hft2ane.records.release import Conversion, Published, Report
 from hft2ane.survey import begin, folder_of, model_type
 
 # Why one machine cannot do what another may.
-REFUSALS = (WorkerMismatch.__name__, NoSpace.__name__)
+REFUSALS = (WorkerMismatch.__name__, NoSpace.__name__, TokenRefused.__name__)
 ANSWER = "outcome"  # the type of the artifact that a run leaves
 HOLD = 60.0  # seconds that a worker which cannot do a job keeps it, so that it does not empty the queue
 TOLD = 5.0  # seconds between two updates of a progress bar
@@ -97,6 +97,7 @@ def convert(job: Job, work: Path, hub: Hub, tell: Progress) -> Outcome:
 
     try:
         with room.alone(folder):
+            hub.check_token()  # this machine's: else it would convert for nothing
             room.make(work, folder, job)
             begin(folder, job)
             fetch_task(folder, hub, at(0, 0.2))

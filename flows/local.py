@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import copy_context
 from pathlib import Path
 
 from hft2ane import records, waves
@@ -45,6 +46,7 @@ def night(
     only: Sequence[str] | None = None,
     hub: Hub | None = None,
     wave: int = waves.LIMIT,
+    hours: float | None = None,
 ) -> Run:
     """One run of the nightly flow over `manifests`, with progress bars; everything else is in `work`/run.log.
 
@@ -56,12 +58,21 @@ def night(
         bars.begin("plan")
         from flows.nightly import NightlyFailed, hub_of_run, nightly, watcher
 
-        watcher.set(bars)
-        hub_of_run.set(hub or Hub())
-        with contextlib.suppress(NightlyFailed):  # run.json tells it
-            nightly(
-                list(manifests), organization, str(work), list(only) if only else None, wave, return_state=True
-            ).result()
+        def conduct() -> None:
+            watcher.set(bars)
+            hub_of_run.set(hub or Hub())
+            with contextlib.suppress(NightlyFailed):  # run.json tells it
+                nightly(
+                    list(manifests),
+                    organization,
+                    str(work),
+                    list(only) if only else None,
+                    wave,
+                    hours=hours,
+                    return_state=True,
+                ).result()
+
+        copy_context().run(conduct)
         bars.end("plan")
     result = work / "run.json"
     if not result.is_file() or result.stat().st_mtime < started - 1:

@@ -5,9 +5,9 @@ import contextlib
 import inspect
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextvars import ContextVar
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -16,15 +16,15 @@ from prefect import flow, get_run_logger, runtime
 from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import State as Ended
 from prefect.states import Cancelled, Completed
 
 from flows.convert_model import Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told, earlier_night
-from flows.patience import going_on, patiently
+from flows.patience import forgiven, going_on, patiently
 from hft2ane import disk, nights, records, room, state, waves
-from hft2ane.attempts import news
-from hft2ane.errors import Hft2aneError
+from hft2ane.attempts import State, news
+from hft2ane.errors import Hft2aneError, NoSpace, NoWorker, TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
@@ -34,6 +34,9 @@ from hft2ane.waves import belongs, held
 # Told of each job's progress. Set by whoever shows it.
 watcher: ContextVar[Told] = ContextVar("watcher", default=lambda model, what, share: None)
 hub_of_run: ContextVar[Hub] = ContextVar("hub_of_run")
+
+
+HOURS = 20.0  # so that a night that has much to do ends before the next one, with a report
 
 
 class NightlyFailed(Hft2aneError):
@@ -50,77 +53,136 @@ def nightly(
     dispatch: Literal["local", "pool"] = "local",
     lock: str | None = None,
     notify: str | None = None,
-) -> State[Any]:
+    hours: float | None = HOURS,
+) -> Ended[Any]:
     """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
     see `work`/run.json.
 
     `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
     pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
-    e.g. `slack-webhook/hft2ane-night`, told of each night."""
-    try:
-        check_lock(lock)
-        with here(dispatch) as other:
-            if other:
+    e.g. `slack-webhook/hft2ane-night`, told of each night; `hours`:
+    after so many no job is begun, None: all are. What is left waits for the next night."""
+    night = Night(room.work_folder(work), tuple(only or ()), [organization] if organization else [])
+    with going_on(str(runtime.flow_run.id)) if dispatch == "pool" else contextlib.nullcontext():
+        try:
+            if dispatch == "pool" and (other := earlier_night()):
                 return Cancelled(message=f"another night is still going, {other.name}")
-            run = conducted(manifests, organization, work, only, wave, dispatch, notify)
-    except Exception as err:
-        why = str(err) if isinstance(err, Hft2aneError) else f"{type(err).__name__}: {err}"
-        for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", why):
-            get_run_logger().warning(warning)
-        raise
+            conduct(night, manifests, organization, wave, dispatch, lock, hours)
+            run = keep(night)
+        except BaseException as err:
+            broken_off(night, err, notify)
+            raise
+        run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
+        show(run, save(night.folder, run))
+        patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
     if run.failed:
         raise NightlyFailed(nights.headline(run))
     return Completed(message=nights.headline(run))
 
 
-def conducted(
+@dataclass
+class Night:
+    """What there is to tell of a night, as far as it has come. `owners`: the organisations that it is for."""
+
+    folder: Path
+    only: tuple[str, ...]
+    owners: list[str]
+    started: datetime = field(default_factory=lambda: datetime.now(UTC))
+    clock: float = field(default_factory=time.monotonic)
+    hub: Hub | None = None
+    found: Survey | None = None
+    outcomes: list[Outcome] = field(default_factory=list)
+
+
+def conduct(
+    night: Night,
     manifests: list[str],
     organization: str | None,
-    work: str | None,
-    only: list[str] | None,
     wave: int,
     dispatch: Literal["local", "pool"],
-    notify: str | None,
-) -> Run:
-    """A night that does not break off, with all that is left of it: run.json, what is remembered, what people read."""
-    started, clock, hub = datetime.now(UTC), time.monotonic(), hub_of_run.get(Hub())
-    folder = room.work_folder(work)
-    models = wanted([Path(path) for path in manifests], organization, only)
-    found = survey(models, hub, complete=not only, limit=wave)
-    if any(job.to_do for job in found.jobs):
+    lock: str | None,
+    hours: float | None,
+) -> None:
+    """The night itself. Whatever it raises breaks it off, and what `night` has by then is told."""
+    night.hub = hub = hub_of_run.get(None) or Hub()
+    models = wanted([Path(path) for path in manifests], organization, night.only)
+    night.owners = owners(models)
+    check_lock(lock)
+    night.found = found = survey(models, hub, complete=not night.only, limit=wave)
+    to_do = sum(job.to_do for job in found.jobs)
+    if to_do:
         hub.check_token()
+
+    def late() -> str | None:
+        over = hours is not None and time.monotonic() - night.clock > hours * 3600
+        return f"{hours:g} hours are over, and so is the night" if over else None
+
     patiently(lambda: create_table_artifact(nights.plan_rows(found.jobs), "plan", "What is to be done, and why"))
-    with place(dispatch, folder, hub) as there:
-        outcomes = in_order(found.jobs, counted(each(found, there), sum(job.to_do for job in found.jobs)))
-    before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
-    outcomes = nights.explained(outcomes, after)
+    with place(dispatch, night.folder, hub) as there:
+        for outcome in counted(each(found, there, late), to_do):
+            night.outcomes.append(outcome)
+
+
+def keep(night: Night, broken: str | None = None) -> Run:
+    """The night's report, on this machine and with what is to be remembered in the organisations' state. `broken`: why
+    it broke off; what it had not come to waits, and what had failed by then counts."""
+    outcomes: tuple[Outcome, ...] = ()
+    before = after = State()
+    if found := night.found:
+        done = {outcome.repo for outcome in night.outcomes}
+        rest = (job for job in found.jobs if job.repo not in done)
+        left = [untouched(held(job, "the night broke off before it was done") if job.to_do else job) for job in rest]
+        outcomes = in_order(found.jobs, [*night.outcomes, *left])
+        before, after = found.world.state, remember(found, outcomes, datetime.now(UTC))
+        outcomes = nights.explained(outcomes, after)
     fresh = news(before, after)
     run = Run(
-        started,
+        night.started,
         outcomes,
         tuple(outcome.id for outcome in outcomes if outcome.repo in fresh),
-        round(time.monotonic() - clock, 1),
-        found.warnings,
+        round(time.monotonic() - night.clock, 1),
+        found.warnings if found else (),
         sum(outcome.status == "skip" for outcome in outcomes),
+        broken,
+        night.only,
     )
-    run = replace(run, warnings=(*run.warnings, *state.write(hub, before, after, owners(models), run)))
-    run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
-    for warning in run.warnings:
+    warnings = save(night.folder, run)  # first of all: whoever is ended from outside has not much time
+    if night.hub:
+        warnings += tuple(state.write(night.hub, before, after, night.owners, run))
+    return replace(run, warnings=(*run.warnings, *warnings))
+
+
+def save(folder: Path, run: Run) -> tuple[str, ...]:
+    """run.json and run.md. Warnings: a disk that is full must not keep the night from being told elsewhere."""
+    try:
+        records.write(folder / "run.json", run)
+        disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
+    except (OSError, NoSpace) as err:
+        return (f"the report of this night is not in {folder}: {err}",)
+    return ()
+
+
+def broken_off(night: Night, err: BaseException, notify: str | None) -> None:
+    """Leaves a report of a night all the same. Whoever ended it from outside need not be told that it has ended."""
+    said = err if isinstance(err, Exception) else "it was ended from outside"
+    why = " ".join(f"{type(err).__name__}: {said}".split())
+    text, log = why, get_run_logger()
+    try:
+        run = keep(night, why)
+        text = nights.notification(run)
+        show(run, save(night.folder, run))
+        if isinstance(err, Exception):
+            with forgiven():
+                create_markdown_artifact(nights.markdown(run), "night", nights.headline(run))
+    finally:
+        if isinstance(err, Exception):
+            for warning in told(notify, f"hft2ane: the night has broken off: {type(err).__name__}", text):
+                log.warning(warning)
+
+
+def show(run: Run, more: Iterable[str]) -> None:
+    for warning in (*run.warnings, *more):
         get_run_logger().warning(warning)
-    records.write(folder / "run.json", run)
-    disk.write_bytes(folder / "run.md", nights.markdown(run).encode())
-    patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
-    return run
-
-
-@contextlib.contextmanager
-def here(dispatch: str) -> Iterator[FlowRun | None]:
-    """On a server a night goes on though it was given up, and leaves it to the one that began before."""
-    if dispatch == "local":
-        yield None
-    else:
-        with going_on(str(runtime.flow_run.id)):
-            yield earlier_night()
 
 
 @contextlib.contextmanager
@@ -133,15 +195,23 @@ def place(dispatch: str, folder: Path, hub: Hub) -> Iterator[Place]:
             yield pool
 
 
-def each(found: Survey, there: Place) -> Iterator[Outcome]:
-    """The jobs in their order, until a wave stops for its failures: what is left of it waits."""
+def each(found: Survey, there: Place, late: Callable[[], str | None]) -> Iterator[Outcome]:
+    """The jobs in their order. What waits: what is not begun before it is `late` (and why), what is left of a wave that
+    stops for its failures, what is for an organisation where nobody's token may publish, so that it is not converted
+    for nothing, and all when there is no machine."""
     wave, waiting = found.wave, deque(found.jobs)
+    barred: dict[str, str] = {}
+    nobody: str | None = None
     going: dict[str, Job] = {}
     while waiting or going:
         while waiting and (not waiting[0].to_do or there.has_room()):
             job = waiting.popleft()
+            if job.to_do and (why := nobody or late()):
+                job = held(job, why)
             if job.to_do and not wave.takes(job):
                 job = held(job, wave.stopped or "")
+            if job.to_do and (why := barred.get(owner(job.repo))):
+                job = held(job, why)
             if job.to_do:
                 there.start(job)
                 going[job.repo] = job
@@ -151,7 +221,15 @@ def each(found: Survey, there: Place) -> Iterator[Outcome]:
             job = going.pop(outcome.repo)
             if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
                 wave = wave.after(job.repo, failed=outcome.status == "failed")
+            if outcome.kind == TokenRefused.__name__:
+                barred[owner(job.repo)] = f"it could not be published, as {job.id} cannot: {outcome.error}"
+            if outcome.kind == NoWorker.__name__:
+                nobody = outcome.error
             yield outcome
+
+
+def owner(repo: str) -> str:
+    return repo.partition("/")[0]
 
 
 def counted(outcomes: Iterator[Outcome], whole: int) -> Iterator[Outcome]:
@@ -170,7 +248,7 @@ def untouched(job: Job) -> Outcome:
     return Outcome(job.id, job.repo, job.action, job.why, job.action)
 
 
-def in_order(jobs: list[Job], outcomes: Iterator[Outcome]) -> tuple[Outcome, ...]:
+def in_order(jobs: list[Job], outcomes: Iterable[Outcome]) -> tuple[Outcome, ...]:
     """As the plan has them, whenever they ended."""
     place = {job.repo: number for number, job in enumerate(jobs)}
     return tuple(sorted(outcomes, key=lambda outcome: place[outcome.repo]))

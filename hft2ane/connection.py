@@ -21,6 +21,7 @@ from hft2ane.errors import (
     PublishError,
     RevisionNotFound,
     SourceError,
+    TokenRefused,
 )
 
 if TYPE_CHECKING:
@@ -108,6 +109,8 @@ class Connection:
         import httpx2
         from huggingface_hub import errors
 
+        from hft2ane import pace
+
         if isinstance(err, RuntimeError) and isinstance(
             err.__cause__, httpx2.HTTPError
         ):  # so the client wraps LFS errors
@@ -127,9 +130,11 @@ class Connection:
             case errors.OfflineModeIsEnabled():
                 return HubUnavailable(f"{where} may not be asked: HF_HUB_OFFLINE is set, unset it")
             case errors.OIDCError():
-                return AccessDenied(f"{where} gave no token for HF_OIDC_RESOURCE: {self._said(err)}")
+                return TokenRefused(f"{where} gave no token for HF_OIDC_RESOURCE: {self._said(err)}")
             case errors.HfHubHTTPError():
                 return self._refusal(err, where, refused)
+            case pace.TooSlow():
+                return _Passing(f"{where} is too slow ({err}); try later")
             case httpx2.TimeoutException():
                 return _Passing(f"{where} did not answer in time; try later")
             case httpx2.ConnectError():
@@ -147,12 +152,13 @@ class Connection:
         status = err.response.status_code
         said = f"{status} {self._said(err.server_message or err.response.reason_phrase)}"
         if status == 401:
-            return AccessDenied(f"{where} does not accept the token: renew HF_TOKEN")
+            return TokenRefused(f"{where} does not accept the token: renew HF_TOKEN")
         # 403 "too many concurrent pushes" is a rate limit too.
         if status in (408, 409, 412, 429) or status >= 500 or (status == 403 and "concurrent" in said):
             return _Passing(f"{where} answers {said}; try later", _asked(err.response.headers))
         if status == 403:
-            return AccessDenied(f"{where} answers {said}; HF_TOKEN must be a token that may do this")
+            kind = TokenRefused if refused is PublishError else AccessDenied
+            return kind(f"{where} answers {said}; HF_TOKEN must be a token that may do this")
         return refused(f"{where} answers {said}")
 
     def _said(self, text: object) -> str:
@@ -185,9 +191,12 @@ def _prepare_client() -> None:
     from huggingface_hub.utils._http import default_client_factory
     from huggingface_hub.utils.tqdm import disable_progress_bars
 
+    from hft2ane import pace
+
     def client_with_timeouts() -> httpx2.Client:
         client = default_client_factory()
         client.timeout = httpx2.Timeout(WRITE_SECONDS, connect=LOOK_SECONDS)
+        pace.watch(client)
         return client
 
     # Else a Xet store that fails is tried for three minutes, before LFS gets its turn.

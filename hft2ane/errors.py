@@ -7,6 +7,7 @@ Hft2aneError
 │   ├── ModelNotFound    no such repo, revision or folder
 │   │   └── RevisionNotFound the repo is there, that revision of it is not
 │   ├── AccessDenied     gated or private, and this token may not read it
+│   │   └── TokenRefused the Hub does not accept the token, or not to write there
 │   ├── UnsafeFormat     pickle weights or code of its own, which are never loaded
 │   └── CorruptFile      a file is not what the Hub or its own header says
 ├── UnsupportedModel     nothing here reproduces this model
@@ -68,6 +69,9 @@ class RevisionNotFound(ModelNotFound): ...
 
 
 class AccessDenied(SourceError): ...
+
+
+class TokenRefused(AccessDenied): ...
 
 
 class UnsafeFormat(SourceError): ...

@@ -27,7 +27,6 @@ from hft2ane import connection
 from hft2ane.blobs import PIECE, inside, same
 from hft2ane.connection import Connection
 from hft2ane.errors import (
-    AccessDenied,
     BadInput,
     CorruptFile,
     Hft2aneError,
@@ -37,6 +36,7 @@ from hft2ane.errors import (
     PublishError,
     RevisionNotFound,
     SourceError,
+    TokenRefused,
 )
 from hft2ane.progress import Progress, silent
 from hft2ane.records import SCHEMA, parse
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 S = TypeVar("S")
 T = TypeVar("T")
 SILENCE_SECONDS = 30.0  # a download that says nothing for so long is cut
+# A download may take so long, and a second more for so many bytes; what it has by then is kept for the next one.
+DOWNLOAD_SECONDS, DOWNLOAD_RATE = 600.0, 100_000.0
 XET_SECONDS, XET_RATE = 120.0, 500_000.0  # an upload by Xet gets so long, and a second more for so many bytes
 VERSION = re.compile(r"v([1-9]\d*)")  # the tag of a finished publication
 
@@ -139,8 +141,10 @@ class Hub(Connection):
         self, id: str, commit: str, files: Sequence[RemoteFile], into: Path, progress: Progress = silent
     ) -> None:
         """Exactly these files at this commit, each checked by size and digest (CorruptFile). What is there and right
-        is not fetched again; what was cut is continued, also by a later run (`.<name>.part` until it is whole)."""
+        is not fetched again; what was cut is continued, also by a later run (`.<name>.part` until it is whole).
+        HubUnavailable also where it goes on and on, and takes too long."""
         total = sum(file.size for file in files) or 1
+        until = time.monotonic() + DOWNLOAD_SECONDS + total / DOWNLOAD_RATE
         done = 0
         for file in files:
             target = inside(into, file.path)
@@ -148,7 +152,12 @@ class Hub(Connection):
                 url = f"{self.endpoint}/{_checked(id)}/resolve/{quote(commit, safe='')}/{quote(file.path)}"
                 try:
                     self._fetch(
-                        url, file, target, _Share(progress, file.path, done, total), f"download {id}/{file.path}"
+                        url,
+                        file,
+                        target,
+                        _Share(progress, file.path, done, total),
+                        f"download {id}/{file.path}",
+                        until,
                     )
                 except OSError as err:
                     if err.errno != errno.ENOSPC:
@@ -202,11 +211,11 @@ class Hub(Connection):
         self._write(f"tag {repo}", lambda: self._api().create_tag(repo, tag=tag, revision=commit, exist_ok=True))
 
     def check_token(self) -> None:
-        """AccessDenied: there is no token to publish with. Whether it may write, the Hub says at the first write."""
+        """TokenRefused: there is no token to publish with. Whether it may write, the Hub says at the first write."""
         from huggingface_hub import get_token
 
         if not (self._token or get_token()):
-            raise AccessDenied(
+            raise TokenRefused(
                 f"there is no token to publish to {self.host} with: set HF_TOKEN, or run `hf auth login`"
             )
 
@@ -366,14 +375,18 @@ class Hub(Connection):
         except (KeyError, TypeError, AttributeError) as err:
             raise HubUnavailable(f"{self.host} lists {info['id']} without sizes and digests: try later") from err
 
-    def _fetch(self, url: str, file: RemoteFile, target: Path, share: _Share, what: str) -> None:
+    def _fetch(self, url: str, file: RemoteFile, target: Path, share: _Share, what: str, until: float) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = target.with_name(f".{target.name}.part")
         if part.is_symlink():
             raise CorruptFile(f"{part} leads elsewhere by a symbolic link: delete the link")
         for _ in range(2):  # the second time from nothing: the part may have been another commit's
             while not self.retry(lambda: self._once(what, lambda: self._go_on(url, file, part, share), SourceError)):
-                pass
+                if time.monotonic() > until:
+                    raise HubUnavailable(
+                        f"cannot {what}: {self.host} cuts it again and again, and it takes too long; "
+                        "try later, to go on where it is now"
+                    )
             if same(part, file):
                 part.replace(target)
                 return

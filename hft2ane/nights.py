@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from datetime import datetime, timedelta
 
 from markupsafe import Markup
 
@@ -53,22 +54,37 @@ def explained(outcomes: Sequence[Outcome], after: State) -> tuple[Outcome, ...]:
 
 
 def headline(run: Run) -> str:
-    """`1 of 12 models newly fails: me/gpt · 10 published, 1 held`"""
+    """`1 of 12 models newly fails: me/gpt · 10 published, 1 held`, and before that why it broke off, if it did."""
     counts = {status: sum(o.status == status for o in run.outcomes) for status in SECTIONS}
     counts["failed"] -= len(set(run.failed) & {o.id for o in run.outcomes if o.status == "failed"})
     parts = [f"{number} {status}" for status, number in counts.items() if number]
     if counts["failed"]:
         parts[0] = f"{counts['failed']} failed as before"
-    said = ", ".join(parts) or "nothing was to be done"
+    said = ", ".join(parts) or ("nothing was done" if run.broken else "nothing was to be done")
     if run.failed:
         verb = "fails" if len(run.failed) == 1 else "fail"
         said = f"{len(run.failed)} of {len(run.outcomes)} models newly {verb}: {', '.join(run.failed)} · {said}"
-    return said
+    if run.only:
+        said += f", of {', '.join(run.only)} alone"
+    return f"broke off: {run.broken} · {said}" if run.broken else said
+
+
+def missing(runs: Sequence[Run], owner: str, within: float, now: datetime) -> str | None:
+    """Why none of these counts as a night of the last `within` hours; None: one does. What broke off has not done what
+    a night is for, and what was asked for some models alone says nothing of the others."""
+    least = now - timedelta(hours=within)
+    late = [run for run in runs if run.ended >= least]
+    if any(run.whole for run in late):
+        return None
+    said = f"no night of {owner} in the last {within:g} hours"
+    if broken := next((run for run in late if run.broken), None):
+        return f"{said} has come to its end; that of {shown(broken.started)} broke off: {broken.broken}"
+    return f"{said}: is its schedule alive?"
 
 
 def notification(run: Run) -> str:
     """The night in plain text, failures first: signature, log, next try."""
-    lines = []
+    lines = [run.broken] if run.broken else []
     for outcome in sorted((o for o in run.outcomes if o.status == "failed"), key=lambda o: o.id not in run.failed):
         news = "newly fails" if outcome.id in run.failed else "fails as before"
         lines += [f"{outcome.id} {news}: {outcome.error}", f"  {next_try(outcome)}"]

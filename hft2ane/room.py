@@ -4,7 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from hft2ane import disk
@@ -25,14 +25,16 @@ def work_folder(named: Path | str | None = None) -> Path:
 def make(work: Path, folder: Path, job: Job) -> None:
     """Room for a job in `folder`: the other folders in `work` are emptied, the longest unused first, until there is.
 
-    NoSpace: that was not enough."""
+    NoSpace: all of them would not be enough, so none is."""
     work.mkdir(parents=True, exist_ok=True)
-    need = TIMES * sum(file.size for file in job.files)
+    # What the folder has now is either used by the job or cleared away when it begins.
+    need = max(0, TIMES * sum(file.size for file in job.files) - size(large(folder)))
     need += int(min(LEAST, LEAST_SHARE * shutil.disk_usage(work).total))
-    for other in oldest(work):
-        if shutil.disk_usage(work).free >= need:
-            break
-        if other != folder:
+    others = [other for other in oldest(work) if other != folder]
+    if shutil.disk_usage(work).free + sum(map(spare, others)) >= need:
+        for other in others:
+            if shutil.disk_usage(work).free >= need:
+                break
             empty(other)
     disk.need_room(work, need, job.id)
 
@@ -63,8 +65,31 @@ def oldest(work: Path) -> Iterator[Path]:
 def empty(folder: Path) -> None:
     """Leaves the records and logs of a job, for people; and all of it while another process works on it."""
     with alone(folder, wait=False) as free:
-        for each in folder.iterdir() if free and folder.is_dir() else ():
+        for each in large(folder) if free else ():
             if each.is_dir() and not each.is_symlink():
                 shutil.rmtree(each, ignore_errors=True)
-            elif each.suffix not in SMALL:
+            else:
                 each.unlink(missing_ok=True)
+
+
+def spare(folder: Path) -> int:
+    """The bytes that `empty` would free."""
+    with alone(folder, wait=False) as free:
+        return size(large(folder)) if free else 0
+
+
+def large(folder: Path) -> list[Path]:
+    """What is in a job's folder beside its records and logs."""
+    there = folder.iterdir() if folder.is_dir() else ()
+    return [each for each in there if each.suffix not in SMALL or (each.is_dir() and not each.is_symlink())]
+
+
+def size(paths: Iterable[Path]) -> int:
+    """Bytes of files, and of those below folders. Another process may take some of them away meanwhile."""
+    total = 0
+    for path in paths:
+        below = (Path(top, name) for top, _, names in os.walk(path) for name in names)
+        for each in below if path.is_dir() and not path.is_symlink() else (path,):
+            with contextlib.suppress(FileNotFoundError):
+                total += each.lstat().st_size
+    return total

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from hft2ane import attempts, disk, keys, measurements, records, state, waves
 from hft2ane.attempts import State
-from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, Unavailable
+from hft2ane.errors import BadInput, Hft2aneError, HubUnavailable, ModelNotFound, TokenRefused, Unavailable
 from hft2ane.hub import Hub
 from hft2ane.manifest.read import read_manifests
 from hft2ane.plan import Now, Released, Settled, World, plan, subject, wave
@@ -51,9 +51,11 @@ def survey(models: Sequence[Wanted], hub: Hub, complete: bool = True, limit: int
     """The plan. `complete`: these are all models that the manifests want, so what else is published is orphaned;
     `limit`: models of a wave.
 
-    HubUnavailable: no question about any model was answered."""
+    HubUnavailable: no question about any model was answered. TokenRefused: with this token none is."""
     active = [each for each in models if not each.paused]
     upstream = hub.look_all((each.id, each.revision) for each in active)
+    if refused := next((answer for answer in upstream.values() if isinstance(answer, TokenRefused)), None):
+        raise refused
     silent = [answer for answer in upstream.values() if isinstance(answer, Unavailable)]
     if active and len(silent) == len(upstream):
         raise HubUnavailable(str(silent[0]))

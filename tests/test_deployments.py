@@ -10,8 +10,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -28,23 +31,26 @@ from prefect.client.schemas.filters import (
     DeploymentFilter,
     DeploymentFilterId,
 )
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import CronSchedule
 from prefect.events import Event, emit_event
 from prefect.flows import load_flow_from_entrypoint
 from prefect.settings import PREFECT_API_URL, PREFECT_LOGGING_TO_API_ENABLED, temporary_settings
-from prefect.states import Completed, Crashed, Pending, Running
+from prefect.states import Cancelled, Completed, Crashed, Failed, Pending, Running
 
 from flows import automations
 from flows.deploy import FILE, NAMES, checkout, deploy
 from flows.deploy import main as deploy_main
 from flows.dispatch import DEPLOYMENT
 from flows.server import Server, server
+from flows.trigger import main as trigger_main
+from flows.trigger import trigger
 from hft2ane import provenance, records, state
 from hft2ane.errors import BadInput
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.publish import publish
+from hft2ane.records.night import Run
 from hft2ane.records.package import Audit
 from tests.chat import Chat
 from tests.test_publish import FILES, REPO, release
@@ -435,15 +441,128 @@ def test_a_night_that_is_lost_is_told(served: Served, monkeypatch: pytest.Monkey
 
 
 @pytest.mark.slow
-def test_a_night_that_breaks_off_is_told(served: Served) -> None:
-    """For the automations it has ended, so that nobody else tells: a token without rights would fail each night."""
+@pytest.mark.filterwarnings("ignore:Use 'content=<...>':DeprecationWarning")
+def test_a_night_that_breaks_off_is_told(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For the automations it has ended, so that nobody else tells: a token without rights would fail each night. And
+    it leaves a report."""
     from flows.nightly import nightly
 
+    (tmp_path / "models.yaml").write_text("defaults: {publish: {organization: ane}}\nmodels: [up/tiny]\n")
     served.chat.messages.clear()
-    night = nightly(lock="0" * 64, notify=f"custom-webhook/{automations.BLOCK}", return_state=True)
+    with LocalHub(tmp_path / "hub") as local:
+        monkeypatch.setenv("HF_ENDPOINT", local.url)
+        monkeypatch.setenv("HF_TOKEN", local.token)
+        night = nightly(
+            [str(tmp_path / "models.yaml")],
+            work=str(tmp_path / "work"),
+            lock="0" * 64,
+            notify=f"custom-webhook/{automations.BLOCK}",
+            return_state=True,
+        )
+        (left,) = state.runs(Hub(), "ane", 7)
     assert night.is_failed()
     assert "000000000000 is deployed" in (night.message or "")
     assert "hft2ane: the night has broken off: WorkerMismatch" in subjects(served)
+    assert left == records.read(tmp_path / "work/run.json", Run)
+    assert (left.outcomes, left.whole) == ((), False)
+    assert left.broken
+    assert left.broken.startswith("WorkerMismatch: ")
+    assert night.state_details.flow_run_id
+    which = ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[night.state_details.flow_run_id]))
+    (page,) = (each for each in served.client.read_artifacts(artifact_filter=which) if each.key == "night")
+    assert "broke off: WorkerMismatch" in str(page.data)
+
+
+class Asked:
+    """Somebody who asks for a night and waits for its end, as `make nightly.trigger` does."""
+
+    def __init__(self, since: float | None = None) -> None:
+        self.said: list[str] = []
+
+        def ask() -> FlowRun:
+            with get_client(sync_client=True) as client:
+                return trigger(client, since, self.said.append)
+
+        self.answer = ThreadPoolExecutor(1).submit(copy_context().run, ask)
+
+    def told(self, words: str) -> bool:
+        return bool(until(lambda: self.answer.done() or any(words in line for line in list(self.said)))) and any(
+            words in line for line in self.said
+        )
+
+    def ended(self) -> StateType | None:
+        return self.answer.result(90).state_type
+
+
+@pytest.fixture
+def nights(served: Served, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[FlowRun]]:
+    """The runs of the night that are there beside those that the schedule has for days to come."""
+    monkeypatch.setattr("flows.trigger.POLL", 0.2)
+    which = DeploymentFilter(id=DeploymentFilterId(any_=[served.ids["nightly/nightly"]]))
+    before = {run.id for run in served.client.read_flow_runs(deployment_filter=which)}
+    return lambda: [
+        run
+        for run in served.client.read_flow_runs(deployment_filter=which)
+        if run.id not in before and not run.auto_scheduled
+    ]
+
+
+@pytest.mark.slow
+def test_a_night_that_is_asked_for_is_there_once(served: Served, nights: Callable[[], list[FlowRun]]) -> None:
+    """Whoever asks while it is going waits for the same one; two that began at once are one, when the server has
+    cancelled the other."""
+    end = partial(served.client.set_flow_run_state, force=True)
+    first = Asked()
+    assert first.told("nightly/nightly: "), first.said
+    (night,) = nights()
+    end(night.id, Running())
+    second = Asked(since=12)
+    assert second.told(f"there is one already, {night.name}"), second.said
+    other = served.client.create_flow_run_from_deployment(served.ids["nightly/nightly"], state=Running())
+    end(night.id, Cancelled(message="Deployment concurrency limit reached."))
+    assert first.told(f"another one is going, {other.name}"), first.said
+    assert second.told(f"another one is going, {other.name}"), second.said
+    end(other.id, Completed(message="3 published"))
+    assert first.ended() == second.ended() == StateType.COMPLETED
+    assert first.said[-1].endswith(" Completed: 3 published")
+    assert {run.id for run in nights()} == {night.id, other.id}
+
+
+@pytest.mark.slow
+def test_a_night_of_the_server_s_own_schedule_will_do(
+    served: Served, nights: Callable[[], list[FlowRun]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unless it was lost, or a person asks for one."""
+    which = DeploymentFilter(id=DeploymentFilterId(any_=[served.ids["nightly/nightly"]]))
+    made = until(lambda: [run for run in served.client.read_flow_runs(deployment_filter=which) if run.auto_scheduled])
+    end = partial(served.client.set_flow_run_state, force=True)
+    lost, failed = sorted(made, key=lambda run: run.expected_start_time)[:2]
+    end(lost.id, Crashed())
+    asked = Asked(since=12)
+    assert asked.told("nightly/nightly: "), asked.said
+    (night,) = nights()
+    end(night.id, Completed())
+    assert asked.ended() == StateType.COMPLETED
+
+    end(failed.id, Failed(message="1 of 3 models newly fails"))
+    assert trigger_main(["--since", "12"]) == 1
+    said = capsys.readouterr().out
+    assert f"there is one already, {failed.name}: http://127.0.0.1" in said
+    assert "Failed: 1 of 3 models newly fails" in said
+    assert len(nights()) == 1
+    person = Asked()
+    assert until(lambda: len(nights()) == 2)
+    end(next(run.id for run in nights() if run.id != night.id), Cancelled())
+    assert person.ended() == StateType.CANCELLED
+
+
+def test_a_night_is_asked_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+    with temporary_settings(restore_defaults={PREFECT_API_URL}):
+        assert trigger_main([]) == 2
+    assert "set PREFECT_API_URL" in capsys.readouterr().err
+    with temporary_settings({PREFECT_API_URL: "http://127.0.0.1:9/api"}):
+        assert trigger_main([]) == 75
+    assert "no Prefect server answers at http://127.0.0.1:9/api" in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -23,7 +23,7 @@ from flows.dispatch import Pool
 from flows.patience import SILENCE, is_given_up
 from flows.server import server
 from hft2ane import records
-from hft2ane.errors import NoSpace, WorkerMismatch
+from hft2ane.errors import NoSpace, TokenRefused, WorkerMismatch
 from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome
 from tests.island import until
@@ -170,7 +170,7 @@ def test_a_deleted_run_is_told_as_that(machines: Machines, monkeypatch: pytest.M
     assert "the server does not know its run any more" in (outcome.error or "")
 
 
-@pytest.mark.parametrize("kind", [NoSpace, WorkerMismatch])
+@pytest.mark.parametrize("kind", [NoSpace, WorkerMismatch, TokenRefused])
 def test_a_machine_that_can_do_no_job_spoils_none(machines: Machines, kind: type[Exception]) -> None:
     """It has nothing else to do, so it takes up again and again what a busy one would do."""
     machines.online("mac-1", "mac-2")

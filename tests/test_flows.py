@@ -4,11 +4,12 @@ import contextlib
 import hashlib
 import json
 import os
+import site
 import stat
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import pytest
 
 from flows import child
 from flows.local import night
-from hft2ane import disk, errors, keys, records, room, state
+from hft2ane import disk, errors, keys, provenance, records, room, state
 from hft2ane.cli import main
 from hft2ane.cli.steps import steps
 from hft2ane.hub import Hub
@@ -144,7 +145,7 @@ def test_nights_are_shown_and_missed(
     assert main([*command, "--within", "0"]) == 1
     assert "no night of ane in the last 0 hours" in capsys.readouterr().err
     assert main([*command, "--organization", "nobody", "--within", "26"]) == 1
-    capsys.readouterr()
+    assert "may HF_TOKEN read nobody/hft2ane-state?" in capsys.readouterr().err
     assert main([*command, "--markdown", "--last", "30"]) == 0
     assert capsys.readouterr().out.startswith("# 20")
 
@@ -323,30 +324,85 @@ def test_a_retired_release_says_so_and_is_left_alone(world: World, first_night: 
     assert (outcome.status, outcome.why) == ("skip", "retired: there is a better one")
 
 
-def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
-    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
-    asked = Job("create", "new", "me/new", "ane/new", cause="request")
-    done: list[str] = []
-
+def conducted(
+    tmp_path: Path, jobs: list[Job], ends: Callable[[Job], dict[str, Any]], late: Callable[[list[str]], str | None]
+) -> tuple[list[str], list[Outcome]]:
+    """The jobs that are begun by a night, and all outcomes. `ends`: how one is done; `late`: of what has been."""
     from flows.dispatch import Here  # it imports Prefect, whose settings are read then: not before a night sets them
     from flows.nightly import each
+
+    done: list[str] = []
 
     class There(Here):
         def ended(self) -> list[Outcome]:
             job, self.job = self.job, None
-            assert job
+            if not job:
+                return []
             done.append(job.id)
-            bad = job.id in ("me/m1", "me/m3")
-            return [Outcome(job.id, job.repo, job.action, job.why, "failed" if bad else "published")]
+            return [Outcome(job.id, job.repo, job.action, job.why, **{"status": "published", **ends(job)})]
 
-    found = Survey([*jobs, asked], Answers({}, {}), [], True, {}, Wave(), ())
-    hub = Hub("http://127.0.0.1:9", "hf_x")
-    outcomes = list(each(found, There(tmp_path, hub, lambda model, what, share: None)))
+    found = Survey(jobs, Answers({}, {}), [], True, {}, Wave(), ())
+    there = There(tmp_path, Hub("http://127.0.0.1:9", "hf_x"), lambda model, what, share: None)
+    return done, list(each(found, there, lambda: late(done)))
+
+
+def test_a_wave_stops_in_the_night_too(tmp_path: Path) -> None:
+    jobs = [Job("convert", "torch", f"me/m{n}", f"ane/m{n}", cause="toolchain") for n in range(9)]
+    asked = Job("create", "new", "me/new", "ane/new", cause="request")
+    bad = ("me/m1", "me/m3")
+    done, outcomes = conducted(
+        tmp_path, [*jobs, asked], lambda job: {"status": "failed"} if job.id in bad else {}, lambda _: None
+    )
     assert done == ["me/m0", "me/m1", "me/m2", "me/m3", "me/m4", "me/new"]
     assert [o.status for o in outcomes] == [
         "published", "failed", "published", "failed", "published", "held", "held", "held", "held", "published",
     ]  # fmt: skip
     assert "2 of the 5 models" in outcomes[5].why
+
+
+def test_a_night_has_an_end(tmp_path: Path) -> None:
+    """One that is late begins nothing more, and tells of all the same."""
+    jobs = [Job("create", "new", f"me/m{n}", f"ane/m{n}", cause="request") for n in range(3)]
+    jobs.append(Job("skip", "nothing has changed", "me/m3", "ane/m3"))
+    done, outcomes = conducted(tmp_path, jobs, lambda _: {}, lambda done: "the night is over" if done else None)
+    assert done == ["me/m0"]
+    assert [o.status for o in outcomes] == ["published", "held", "held", "skip"]
+    assert outcomes[1].why == "to create (new): the night is over"
+
+
+@pytest.mark.parametrize(
+    ("kind", "begun", "why"),
+    [
+        ("TokenRefused", [0, 1, 2, 4], "to create (new): it could not be published, as me/m1 cannot: no"),
+        ("NoWorker", [0, 1], "to create (new): no"),
+        ("HubUnavailable", [0, 1, 2, 3, 4, 5], "new"),
+    ],
+)
+def test_what_the_others_cannot_either_is_not_tried_with_each(
+    tmp_path: Path, kind: str, begun: list[int], why: str
+) -> None:
+    """A token that may not publish there, for hours of converting; or two hours of waiting for a machine."""
+    jobs = [Job("create", "new", f"me/m{n}", f"{'ane' if n % 2 else 'other'}/m{n}", cause="request") for n in range(6)]
+    failed = {"status": "failed", "kind": kind, "error": "no"}
+    done, outcomes = conducted(
+        tmp_path, jobs, lambda job: failed if job.repo.startswith("ane/") else {}, lambda _: None
+    )
+    assert done == [f"me/m{n}" for n in begun]
+    assert [o.id for o in outcomes if o.status == "held"] == [f"me/m{n}" for n in range(6) if n not in begun]
+    assert outcomes[3].why == why
+
+
+def test_a_machine_without_a_token_converts_nothing(
+    hub: LocalHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of a pool, whose controller has one: others have its jobs."""
+    from flows.convert_model import REFUSALS, convert
+
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    found = convert(Job("create", "new", "me/a", "ane/a"), tmp_path, Hub(hub.url), silent)
+    assert (found.status, found.kind) == ("failed", "TokenRefused")
+    assert found.kind in REFUSALS
+    assert hub.calls() == []
 
 
 @pytest.mark.slow
@@ -357,11 +413,33 @@ def test_a_lost_work_folder_costs_nothing(world: World, first_night: Run) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("in_process")
+def test_a_token_that_may_not_write_costs_one_conversion(
+    world: World, first_night: Run, checkpoint: Checkpoint
+) -> None:
+    world.local.add("me/first", checkpoint(seed=40))
+    world.local.add("me/second", checkpoint("BertForSequenceClassification", seed=41))
+    reader = Hub(world.local.url, world.local.read_token)
+    run = night([str(world.folder / "models.yaml")], None, world.folder / "reader", hub=reader)
+    statuses = {of(run, id).status: of(run, id) for id in ("me/first", "me/second")}
+    assert statuses.keys() == {"failed", "held"}
+    assert statuses["failed"].kind == "TokenRefused"
+    fetched = {each.parent.name for each in (world.folder / "reader").glob("*/source")}
+    assert len(fetched & {"ane--first-ane", "ane--second-ane"}) == 1
+
+
+@pytest.mark.slow
 def test_the_hub_down_is_told_as_that(world: World, first_night: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Hub, "waits", (0.0,))
     dead = Hub("http://127.0.0.1:9", "hf_x")
     with pytest.raises(errors.HubUnavailable, match="127.0.0.1:9"):
         night([str(world.folder / "models.yaml")], None, world.folder / "dead", hub=dead)
+    left = records.read(world.folder / "dead/run.json", Run)
+    assert left.broken
+    assert left.broken.startswith("HubUnavailable: cannot look up me/")
+    assert left.outcomes == ()
+    assert "ane/hft2ane-state cannot be written" in left.warnings[0]
+    assert "broke off: HubUnavailable" in (world.folder / "dead/run.md").read_text()
 
 
 @pytest.mark.slow
@@ -427,6 +505,9 @@ def test_without_a_token_nothing_is_built(
     with pytest.raises(errors.AccessDenied, match="HF_TOKEN"):
         night([str(world.folder / "models.yaml")], None, world.folder / "tokenless", hub=Hub(world.local.url))
     assert not list((world.folder / "tokenless").glob("*/source"))
+    left = records.read(world.folder / "tokenless/run.json", Run)
+    assert (of(left, "me/first").status, of(left, "me/paused").status) == ("held", "blocked")
+    assert of(left, "me/first").why.endswith("the night broke off before it was done")
 
 
 # ---- the child process
@@ -472,17 +553,63 @@ def test_the_child_has_no_token(stand_in: Path, tmp_path: Path, monkeypatch: pyt
     assert [each.name for each in (tmp_path / "job").iterdir()] == [child.LOG], "the temporary folder stays behind"
 
 
-def test_the_child_does_not_find_the_token_of_a_login(
+LOOKS = """\
+import netrc, pathlib, subprocess, sys
+from huggingface_hub import get_token
+def found():
+    yield get_token()
+    for name in (".netrc", ".config/hft2ane/worker.env", ".git-credentials"):
+        yield pathlib.Path(f"~/{name}").expanduser().exists() or None
+    yield subprocess.run(["git", "config", "user.password"], capture_output=True, text=True).stdout or None
+    try:
+        yield netrc.netrc().hosts
+    except FileNotFoundError:
+        yield None
+print(list(found()), file=sys.stderr)
+"""
+
+
+def test_the_child_finds_no_credentials_where_programs_look_for_them(
     stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """That of `hf auth login` lies below HOME, which the child has."""
-    (tmp_path / ".cache/huggingface").mkdir(parents=True)
-    (tmp_path / ".cache/huggingface/token").write_text("hf_secret")
+    """They lie below the home of whoever runs it."""
+    for name, text in {
+        ".cache/huggingface/token": "hf_secret",
+        ".config/hft2ane/worker.env": "HF_TOKEN=hf_secret",
+        ".netrc": "machine huggingface.co login me password hf_secret",
+        ".git-credentials": "https://me:hf_secret@huggingface.co",
+        ".gitconfig": "[user]\n\tpassword = hf_secret\n",
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / ".netrc").chmod(0o600)
+    (tmp_path / "looks.py").write_text(LOOKS)
     monkeypatch.setenv("HOME", str(tmp_path))
-    ask = "from huggingface_hub import get_token; import sys; print(get_token(), file=sys.stderr)"
-    stand_in.write_text(f"#!/bin/sh\n'{PYTHON}' -c '{ask}'\n")
+    stand_in.write_text(f"#!/bin/sh\nexec '{PYTHON}' '{tmp_path}/looks.py'\n")
     build(tmp_path)
-    assert log(tmp_path).strip() == "None"
+    assert log(tmp_path).strip() == str([None] * 6)
+
+
+def test_what_is_installed_for_the_user_alone_is_there_for_the_child(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Below the home, which is not the child's."""
+    there = site.getuserbase()
+    monkeypatch.setattr(site, "ENABLE_USER_SITE", True)
+    stand_in.write_text(
+        f"#!/bin/sh\nexec '{PYTHON}' -c 'import site, sys; print(site.getuserbase(), file=sys.stderr)'\n"
+    )
+    build(tmp_path)
+    assert log(tmp_path).strip() == there
+
+
+@pytest.mark.skipif(provenance.made().commit is None, reason="a copy of the files is no checkout")
+def test_the_child_s_git_reads_a_checkout_that_somebody_else_owns(stand_in: Path, tmp_path: Path) -> None:
+    """Which the user's own .gitconfig may allow; else a release would not say which commit made it."""
+    ask = f"GIT_TEST_ASSUME_DIFFERENT_OWNER=1 git -C '{provenance.ROOT}' rev-parse HEAD >&2"
+    stand_in.write_text(f"#!/bin/sh\n{ask}\n")
+    build(tmp_path)
+    assert log(tmp_path).strip() == provenance.made().commit
 
 
 def test_a_child_that_hangs_is_stopped_with_all_it_started(stand_in: Path, tmp_path: Path) -> None:

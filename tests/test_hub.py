@@ -5,7 +5,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,19 @@ import httpx2
 import pytest
 from huggingface_hub import get_session
 
-from hft2ane import connection, records
+from hft2ane import connection, pace, records
 from hft2ane import hub as module
 from hft2ane.blobs import digest, inside
-from hft2ane.errors import AccessDenied, BadInput, CorruptFile, Hft2aneError, HubUnavailable, ModelNotFound, NoSpace
+from hft2ane.errors import (
+    AccessDenied,
+    BadInput,
+    CorruptFile,
+    Hft2aneError,
+    HubUnavailable,
+    ModelNotFound,
+    NoSpace,
+    TokenRefused,
+)
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub, transfer
 from hft2ane.records.recipe import Recipe
@@ -135,7 +144,7 @@ def test_a_gated_model_is_not_only_looked_at(local: LocalHub, tmp_path: Path, mo
 
 
 def test_a_bad_token_is_said_but_not_shown(local: LocalHub, model: str) -> None:
-    with pytest.raises(AccessDenied, match="renew HF_TOKEN") as error:
+    with pytest.raises(TokenRefused, match="renew HF_TOKEN") as error:
         Hub(local.url, "hf_thisTokenIsNotOneOfTheirs").look(MODEL)
     assert "hf_this" not in one_line(error)
 
@@ -241,6 +250,54 @@ def test_a_hub_that_hangs(hub: Hub, local: LocalHub, model: str, monkeypatch: py
     local.fail("revision", times=4, delay=0.5)
     with pytest.raises(HubUnavailable, match="did not answer in time"):
         hub.look(MODEL)
+
+
+@pytest.mark.parametrize("pattern", ["GET .*revision", "GET .*refs", "GET /_cdn", "POST .*commit"])
+def test_a_hub_that_drips(
+    hub: Hub, local: LocalHub, model: str, pattern: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each byte comes in time, and they would take an hour; out of the client's own calls too."""
+    hub.waits = ()
+    monkeypatch.setattr(pace, "SECONDS", 0.3)
+    (tmp_path / "new.txt").write_text("x")
+    found = hub.look(MODEL)
+    add = {"new.txt": tmp_path / "new.txt"}
+    calls: dict[str, Callable[[], object]] = {
+        "GET .*revision": lambda: hub.look(MODEL),
+        "GET .*refs": lambda: hub.tags(MODEL),
+        "GET /_cdn": lambda: hub.download(MODEL, model, found.files, tmp_path / "got"),
+        "POST .*commit": lambda: hub.retry(lambda: hub.commit(MODEL, add, (), parent=model, title="x", about="")),
+    }
+    local.fail(pattern, drip=0.05)
+    with pytest.raises(HubUnavailable, match=r"is too slow \(it sent 0.000 MB in \d s\); try later") as error:
+        calls[pattern]()
+    one_line(error)
+    calls[pattern]()
+
+
+def test_what_is_sent_keeps_the_pace_too(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.waits = ()
+    monkeypatch.setattr(pace, "SECONDS", -1.0)
+    monkeypatch.setattr(pace, "RATE", 1e9)
+    with pytest.raises(HubUnavailable, match=r"is too slow \(it took"):
+        hub.create("org/other")
+
+
+def test_a_download_that_is_cut_again_and_again_has_an_end(
+    hub: Hub, local: LocalHub, model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each try gets on, so that no other bound is met. The next one goes on with what is there."""
+    files = hub.look(MODEL).files
+    monkeypatch.setattr(module, "DOWNLOAD_SECONDS", -1000.0)
+    local.fail("GET /_cdn", drop="cut")
+    with pytest.raises(HubUnavailable, match="cuts it again and again") as error:
+        hub.download(MODEL, model, files, tmp_path)
+    one_line(error)
+    part = tmp_path / ".model.safetensors.part"
+    assert 0 < part.stat().st_size < len(WEIGHTS)
+    hub.download(MODEL, model, files, tmp_path)
+    assert (tmp_path / "model.safetensors").read_bytes() == WEIGHTS
+    assert "206" in local.calls("GET /_cdn")[-1]
 
 
 def test_the_clients_own_calls_have_time_outs(hub: Hub) -> None:

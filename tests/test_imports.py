@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 # From the bottom up. A module may import its own layer and those below; steps never one another.
 LAYERS = (
-    ("checksums", "disk", "errors", "progress", "psnr", "records"),
+    ("checksums", "disk", "errors", "pace", "progress", "psnr", "records"),
     (
         "ane",
         "attempts",

@@ -33,6 +33,17 @@ def test_the_headline_says_first_what_newly_fails() -> None:
     assert nights.headline(Run(STARTED, (), (), 1.0)) == "nothing was to be done"
 
 
+def test_a_night_that_broke_off_says_so_first_with_what_it_had_done() -> None:
+    why = "HubUnavailable: cannot look up me/a: 127.0.0.1 did not answer"
+    broken = replace(RUN, broken=why)
+    assert nights.headline(broken).startswith(f"broke off: {why} · 1 of 4 models newly fails: me/new")
+    assert nights.headline(Run(STARTED, (), (), 1.0, broken=why)) == f"broke off: {why} · nothing was done"
+    assert nights.notification(broken).splitlines()[:2] == [why, "me/new newly fails: 12 dB | gate"]
+    assert "broke off: HubUnavailable" in nights.markdown(broken).splitlines()[2]
+    assert "## Published: 1" in nights.markdown(broken)
+    assert nights.headline(replace(RUN, only=("me/new",))).endswith("1 held, of me/new alone")
+
+
 def test_the_report_begins_with_failures_and_the_new_one_first() -> None:
     page = nights.markdown(RUN)
     lines = page.splitlines()
@@ -126,6 +137,25 @@ def test_a_long_night_is_not_a_missing_one(
     for hours, missing in ((3, 1), (10, 0)):
         assert not state.write(Hub(), State(), State(), ["ane"], replace(RUN, started=began, seconds=hours * 3600.0))
         assert main(command) == missing
+
+
+def test_only_a_night_that_came_to_its_end_is_one() -> None:
+    """The watch asks whether what is published is looked after: not whether something was started."""
+    now = STARTED + timedelta(hours=20)
+    broken = replace(RUN, broken="WorkerMismatch: mac-2 has another lock")
+    some = replace(RUN, only=("me/new",))
+    assert nights.missing([RUN], "ane", 26, now) is None
+    assert nights.missing([broken, some, RUN], "ane", 26, now) is None, "a good one before it"
+    assert (
+        nights.missing([broken, RUN], "ane", 19, now) == "no night of ane in the last 19 hours: is its schedule alive?"
+    )
+    for runs in ([broken], [some, broken]):
+        assert nights.missing(runs, "ane", 26, now) == (
+            "no night of ane in the last 26 hours has come to its end; that of 2026-11-28 03:00 UTC broke off: "
+            "WorkerMismatch: mac-2 has another lock"
+        )
+    for runs in ([], [some]):
+        assert "is its schedule alive" in (nights.missing(runs, "ane", 26, now) or "")
 
 
 def test_a_run_in_a_terminal_has_its_figures_whole_at_any_width(

@@ -15,7 +15,6 @@ from huggingface_hub import constants
 
 from hft2ane import keys, records
 from hft2ane.errors import (
-    AccessDenied,
     BadInput,
     GateFailed,
     Hft2aneError,
@@ -23,6 +22,7 @@ from hft2ane.errors import (
     LicenseError,
     NoSpace,
     PublishError,
+    TokenRefused,
 )
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
@@ -633,12 +633,12 @@ def test_a_hub_that_is_down(local: LocalHub, job: Path, tmp_path: Path, monkeypa
 
 def test_a_token_that_may_not_write(local: LocalHub, hub: Hub, job: Path, transport: str) -> None:
     reader = patient(local, local.read_token)
-    with pytest.raises(AccessDenied, match="cannot create org/tiny-ane: .* HF_TOKEN") as error:
+    with pytest.raises(TokenRefused, match="cannot create org/tiny-ane: .* HF_TOKEN") as error:
         publish(job, reader)
     assert local.read_token not in str(error.value)
     publish(job, hub)
     release(job, {**FILES, f"{INNER}/weights/weight.bin": b"\0" * 1000})
-    with pytest.raises(AccessDenied, match="cannot commit to org/tiny-ane: .* HF_TOKEN"):
+    with pytest.raises(TokenRefused, match="cannot commit to org/tiny-ane: .* HF_TOKEN"):
         publish(job, reader)
     assert len(local.commits(REPO)) == 2
 

@@ -1,6 +1,7 @@
 """Room on the disk that has the folders of jobs."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from hft2ane.errors import NoSpace
 from hft2ane.records.job import Job
 from hft2ane.records.source import RemoteFile
 
-JOB = Job("create", "new", "me/a", "ane/a", files=(RemoteFile("model.safetensors", 100, "0", True),))
+JOB = Job("create", "new", "me/a", "ane/a", files=(RemoteFile("model.safetensors", 400, "0", True),))
 
 
 def folder(work: Path, name: str, age: int) -> Path:
@@ -65,3 +66,27 @@ def test_a_disk_that_is_too_small_is_said(tmp_path: Path, disk: list[int]) -> No
     disk[0] = 1300
     with pytest.raises(NoSpace, match="me/a needs"):
         room.make(tmp_path, mine, JOB)
+
+
+def test_nothing_is_emptied_where_all_of_it_is_not_enough(tmp_path: Path, disk: list[int]) -> None:
+    """Nor where it would be, and another process works on some of it."""
+    old, older, mine = folder(tmp_path, "old", 10), folder(tmp_path, "older", 20), tmp_path / "mine"
+    disk[0] = 2200
+    large = replace(JOB, files=(RemoteFile("model.safetensors", 600, "0", True),))
+    with pytest.raises(NoSpace, match="me/a needs"):
+        room.make(tmp_path, mine, large)
+    with room.alone(old), pytest.raises(NoSpace):
+        room.make(tmp_path, mine, JOB)
+    assert (old / "source").exists()
+    assert (older / "source").exists()
+    room.make(tmp_path, mine, JOB)
+    assert not (older / "source").exists()
+    assert not (old / "source").exists()
+
+
+def test_what_a_job_has_already_needs_no_room(tmp_path: Path, disk: list[int]) -> None:
+    """Its folder as an earlier try left it, on a disk that has just enough for the rest."""
+    old, mine = folder(tmp_path, "old", 10), folder(tmp_path, "mine", 0)
+    disk[0] = 2700
+    room.make(tmp_path, mine, JOB)
+    assert (old / "source").exists()

@@ -151,9 +151,10 @@ def test_the_checker_of_pages_can_find_something(tmp_path: Path) -> None:
 
 def test_what_is_not_public_is_nowhere(built: World) -> None:
     everything = b"".join(content(built.out).values())
-    for word in ("secret", "mini-3.local", "/srv/hft2ane", built.local.token):
+    for word in ("secret", "mini-3", "/srv/hft2ane", built.local.token):
         assert word.encode() not in everything
     assert "…/report.json: logits has 41.2 dB".encode() in everything
+    assert "<b>broke off</b> before its end: WorkerMismatch</span>" in built.text("runs.html")
 
 
 def test_the_page_of_a_model(built: World) -> None:
@@ -246,7 +247,7 @@ def test_runs_have_failures_first(built: World) -> None:
     assert "2026-11-28 11:00 UTC" in newest
     assert '<a href="https://ci.example/runs/77">' in newest
     assert newest.count(">new<") == 2
-    assert "Nothing was to be done." in page.split('<section class="night"')[2]
+    assert "Nothing was done." in page.split('<section class="night"')[2], "it broke off"
     assert '<a href="models/m0-ane.html">up/m0</a>' in newest
 
 

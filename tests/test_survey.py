@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from hft2ane import keys, layout, measurements, records, state
+from hft2ane.errors import TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.localhub import LocalHub
 from hft2ane.records.night import Outcome
@@ -146,6 +147,12 @@ def test_a_part_of_the_models_forgets_nothing_of_the_others(world: World) -> Non
     world.run(WANTED[:1], complete=False)
     _, asked = world.run()
     assert len(asked) == 3 + len(WANTED)
+
+
+def test_a_token_that_is_not_accepted_is_said_once(world: World) -> None:
+    """And not of each model that it is blocked: with such a token the Hub answers nothing, of public repos neither."""
+    with pytest.raises(TokenRefused, match="renew HF_TOKEN"):
+        survey(WANTED, Hub(world.local.url, "hf_revoked"))
 
 
 def test_orphans_are_listed_and_left_alone(world: World) -> None:

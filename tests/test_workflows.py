@@ -306,6 +306,8 @@ def test_the_summary_of_a_night(checkout: Path, tmp_path: Path) -> None:
     summary = tmp_path / "summary.md"
     assert run(checkout, "make", "nightly").returncode == 0
     assert (checkout / "asked").read_text() == "run\n"
+    assert run(checkout, "make", "nightly", "HOURS=9").returncode == 0
+    assert (checkout / "asked").read_text() == "run --hours 9\n"
     assert run(checkout, "make", "nightly.summary", GITHUB_STEP_SUMMARY=str(summary)).returncode == 0
     assert summary.read_text() == "night\n"
     (checkout / "fails").touch()
@@ -314,11 +316,16 @@ def test_the_summary_of_a_night(checkout: Path, tmp_path: Path) -> None:
 
 
 def test_the_night_by_a_server(checkout: Path) -> None:
-    executable(checkout / ".venv-flows/bin/prefect", '#!/bin/sh\necho "$PREFECT_API_URL" "$@"\nexit 1\n')
+    executable(checkout / ".venv-flows/bin/python", '#!/bin/sh\necho "$PREFECT_API_URL" "$@"\nexit 1\n')
     (checkout / ".venv-flows/installed").touch()
-    done = run(checkout, "make", "nightly.trigger", PREFECT_API_URL="http://server/api")
-    assert done.returncode != 0
-    assert done.stdout.strip() == "http://server/api deployment run nightly/nightly --watch"
+    step = next(
+        each for each in workflow("nightly")["jobs"]["server"]["steps"] if each.get("run") == "make nightly.trigger"
+    )
+    assert step["env"]["SINCE"] == "${{ github.event_name == 'schedule' && '12' || '' }}"
+    for since, more in (("12", " --since 12"), ("", "")):
+        done = run(checkout, *shlex.split(step["run"]), PREFECT_API_URL="http://server/api", SINCE=since)
+        assert done.returncode != 0
+        assert done.stdout.strip() == f"http://server/api -m flows.trigger{more}"
 
 
 @pytest.mark.slow

@@ -42,13 +42,16 @@ def add(commands: Commands) -> None:
             )
             sub.add_argument("--jobs", type=Path, metavar="DIR", help="also write a job folder for each thing to do")
         else:
+            sub.add_argument("--hours", type=float, help="begin no model later than that; what is left waits")
             sub.add_argument("--work", type=Path, default=Path("work"), help="where the job folders go (default: work)")
 
     sub = commands.add("nights", nights, "Show the last nights, from what is kept on the Hub.")
     sub.add_argument("--manifests", nargs="+", default=["manifests"], metavar="PATH", help="files or folders of *.yaml")
     sub.add_argument("--organization", help="look there instead of where the manifests say")
     sub.add_argument("--last", type=int, default=7, metavar="N", help="so many of each organisation (default: 7)")
-    sub.add_argument("--within", type=float, metavar="HOURS", help="exit with 1 when none has ended since then")
+    sub.add_argument(
+        "--within", type=float, metavar="HOURS", help="exit with 1 when none has come to its end since then"
+    )
     sub.add_argument("--markdown", action="store_true", help="the newest one as a page")
 
     sub = commands.add("audit", audit, "Check and measure again what is published.")
@@ -126,14 +129,16 @@ def run(options: argparse.Namespace) -> int:
     from hft2ane.terminal.night import show_run
 
     wanted(paths(options), options.organization, options.only)  # so that a mistake is told before Prefect starts
-    outcome = night(options.manifests, options.organization, options.work, options.only, wave=options.wave)
+    outcome = night(
+        options.manifests, options.organization, options.work, options.only, wave=options.wave, hours=options.hours
+    )
     show_run(outcome, f"Done in {outcome.seconds:.0f} s; everything else is in {options.work / 'run.log'}")
     return 1 if outcome.failed else 0
 
 
 def nights(options: argparse.Namespace) -> int:
-    """Exit code 1: an organisation had no night `--within` so many hours."""
-    from datetime import UTC, datetime, timedelta
+    """Exit code 1: an organisation had no night `--within` so many hours that came to its end, with all models."""
+    from datetime import UTC, datetime
 
     from hft2ane import nights as told
     from hft2ane import state
@@ -141,22 +146,18 @@ def nights(options: argparse.Namespace) -> int:
     from hft2ane.survey import owners, wanted
     from hft2ane.terminal.night import show_nights
 
-    hub, dead = Hub(), []
+    hub, dead = Hub(), False
     for owner in owners(wanted(paths(options), options.organization, None)):
         found = state.runs(hub, owner, options.last)
         if options.markdown:
             sys.stdout.write(told.markdown(found[0]) if found else f"# {owner}: no night yet\n")
         else:
             show_nights(owner, found)
-        if options.within is not None:
-            least = datetime.now(UTC) - timedelta(hours=options.within)
-            dead += [owner] if not found or found[0].ended < least else []
-    for owner in dead:
-        print(
-            f"hft2ane: no night of {owner} in the last {options.within:g} hours: is its schedule alive?",
-            file=sys.stderr,
-        )
-    return int(bool(dead))
+        if options.within is not None and (why := told.missing(found, owner, options.within, datetime.now(UTC))):
+            hint = "" if found else f" And may HF_TOKEN read {owner}/{state.REPO}?"
+            print(f"hft2ane: {why}{hint}", file=sys.stderr)
+            dead = True
+    return int(dead)
 
 
 def audit(options: argparse.Namespace) -> int:

@@ -19,6 +19,7 @@ class Fault:
     status: int | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     delay: float = 0
+    drip: float = 0
     drop: Drop | None = None
     says: str = ""
 

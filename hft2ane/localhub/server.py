@@ -116,6 +116,7 @@ class LocalHub:
         status: int | None = None,
         headers: Mapping[str, str] | None = None,
         delay: float = 0,
+        drip: float = 0,
         drop: Drop | None = None,
         says: str = "injected fault",
     ) -> None:
@@ -123,10 +124,11 @@ class LocalHub:
 
         status, headers  answer so, and do nothing; the error's text is what it `says`
         delay            seconds to wait before doing anything
+        drip             seconds between one byte of the answer's body and the next
         drop             break the connection: "before" or "after" carrying the request out, by a reset and without an
                          answer; or half-way through the answer's body, by a reset ("mid") or a plain end ("cut")
         """
-        self.faults.plan(Fault(re.compile(pattern), times, skip, status, headers or {}, delay, drop, says))
+        self.faults.plan(Fault(re.compile(pattern), times, skip, status, headers or {}, delay, drip, drop, says))
 
     def calls(self, pattern: str = "") -> list[str]:
         """ "METHOD /path?query STATUS" of the requests so far in which the pattern is found."""
@@ -227,7 +229,7 @@ class Handler(BaseHTTPRequestHandler):
         call.status = response.status
         if fault.drop == "after":
             return self.reset()
-        self.send(response, fault.drop)
+        self.send(response, fault.drop, fault.drip)
 
     def response(self, body: Body) -> Response:
         hub = self.server.hub
@@ -241,7 +243,7 @@ class Handler(BaseHTTPRequestHandler):
         except Refusal as refusal:
             return refusal.response()
 
-    def send(self, response: Response, drop: Drop | None) -> None:
+    def send(self, response: Response, drop: Drop | None, drip: float) -> None:
         size = response.size
         self.send_response_only(response.status)
         for name, value in {
@@ -254,7 +256,12 @@ class Handler(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         for block in response.blocks(size // 2 if drop else size):
-            self.wfile.write(block)
+            for byte in block if drip else ():
+                self.wfile.write(bytes((byte,)))
+                self.wfile.flush()
+                self.server.hub.stopping.wait(drip)
+            if not drip:
+                self.wfile.write(block)
         if drop:
             self.wfile.flush()
             self.close_connection = True

@@ -46,7 +46,8 @@ class Run:
     """One night: run.json, and runs/<its beginning>.json of the organisation's state, there without what was skipped.
 
     `failed`: models that fail or are blocked and were not in the run before, or for another reason: somebody must look
-    at them. `warnings`: what went wrong without harm. `skipped`: models that needed nothing."""
+    at them. `warnings`: what went wrong without harm. `skipped`: models that needed nothing. `broken`: why it broke off
+    before its end, the error's class first. `only`: the models that were asked for, when it was not for all."""
 
     __pydantic_config__ = STRICT
     started: AwareDatetime
@@ -55,7 +56,14 @@ class Run:
     seconds: float
     warnings: tuple[str, ...] = ()
     skipped: int = 0
+    broken: str | None = None
+    only: tuple[str, ...] = ()
     schema: Literal[1] = SCHEMA
+
+    @property
+    def whole(self) -> bool:
+        """Whether it came to its end, with all that was wanted."""
+        return self.broken is None and not self.only
 
     @property
     def ended(self) -> datetime:

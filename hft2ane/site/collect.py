@@ -289,7 +289,14 @@ def shown(run: Run, private: Iterable[str]) -> Run:
     hidden = set(private)
     outcomes = tuple(outward(each) for each in run.outcomes if each.repo not in hidden)
     ids = {each.id for each in outcomes}
-    return replace(run, outcomes=outcomes, failed=tuple(id for id in run.failed if id in ids), warnings=())
+    failed = tuple(id for id in run.failed if id in ids)
+    only = tuple(id for id in run.only if id in ids)
+    return replace(run, outcomes=outcomes, failed=failed, warnings=(), broken=kind_of(run.broken), only=only)
+
+
+def kind_of(broken: str | None) -> str | None:
+    """`WorkerMismatch: mac-2 has the lock …` -> `WorkerMismatch`"""
+    return broken and broken.partition(":")[0]
 
 
 def outward(outcome: Outcome) -> Outcome:

@@ -33,6 +33,7 @@ WORST = 5  # inputs that a page names
 # What a failure of each class means for a reader; its own message says the rest.
 KINDS: Mapping[str, str] = {
     "AccessDenied": "The original is gated or private.",
+    "TokenRefused": "We were not let in to publish it; nothing is wrong with the model.",
     "ModelNotFound": "The original is not there any more.",
     "RevisionNotFound": "The revision asked for is not there any more.",
     "UnsafeFormat": "It has pickle weights or code of its own, and neither is ever loaded.",

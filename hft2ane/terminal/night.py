@@ -67,7 +67,9 @@ def show_nights(owner: str, runs: Sequence[Run]) -> None:
     made = table(f"nights of {owner}", "started, UTC", "min", "", right=("min",))
     for run in runs:
         began = f"{run.started.astimezone(UTC):%Y-%m-%d %H:%M}"
-        made.add_row(began, f"{run.seconds / 60:.0f}", escape(headline(run)), style="red" if run.failed else "")
+        made.add_row(
+            began, f"{run.seconds / 60:.0f}", escape(headline(run)), style="red" if run.failed or run.broken else ""
+        )
     screen().print(made if runs else f"No night of {escape(owner)} is known.")
 
 
