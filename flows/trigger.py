@@ -55,7 +55,7 @@ def trigger(client: SyncPrefectClient, since: float | None, tell: Callable[[str]
     while True:
         seen.add(run.id)
         ended = wait(client, run.id, tell)
-        # Two may begin at once: the server cancels one of them.
+        # Two may begin at once: the later one ends as Cancelled.
         other = going(client, deployment) if ended.state and ended.state.is_cancelled() else None
         if other is None or other.id in seen:
             return ended
