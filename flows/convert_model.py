@@ -58,10 +58,11 @@ retrying: dict[str, Any] = {
     "retry_condition_fn": transient,
 }
 
-fetch_task = task(name="fetch", **retrying)(source.fetch)
-build_task = task(name="build", cache_policy=NO_CACHE)(child.build)
-card_task = task(name="card", cache_policy=NO_CACHE)(card.refresh)
-publish_task = task(name="publish", **retrying)(publish.publish)
+# Their runs are named by what they do and the job's folder, which a night in one process has many of.
+fetch_task = task(name="fetch", task_run_name="fetch {folder.name}", **retrying)(source.fetch)
+build_task = task(name="build", task_run_name="build {folder.name}", cache_policy=NO_CACHE)(child.build)
+card_task = task(name="card", task_run_name="card {folder.name}", cache_policy=NO_CACHE)(card.refresh)
+publish_task = task(name="publish", task_run_name="publish {folder.name}", **retrying)(publish.publish)
 
 
 @flow(name="convert-model", flow_run_name="{job[repo]}", validate_parameters=False)

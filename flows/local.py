@@ -56,12 +56,14 @@ def night(
     started = time.time()
     with silenced(work / "run.log"), Bars(screen()) as bars:
         bars.begin("plan")
-        from flows.nightly import NightlyFailed, hub_of_run, nightly, watcher
+        from prefect.exceptions import FailedRun
+
+        from flows.nightly import hub_of_run, nightly, watcher
 
         def conduct() -> None:
             watcher.set(bars)
             hub_of_run.set(hub or Hub())
-            with contextlib.suppress(NightlyFailed):  # run.json tells it
+            with contextlib.suppress(FailedRun):  # a model fails: run.json tells it
                 nightly(
                     list(manifests),
                     organization,

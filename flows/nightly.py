@@ -17,14 +17,14 @@ from prefect.artifacts import create_markdown_artifact, create_table_artifact
 from prefect.blocks.abstract import NotificationBlock
 from prefect.blocks.core import Block
 from prefect.client.schemas.objects import State as Ended
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Failed
 
 from flows.convert_model import Bar, check_lock
 from flows.dispatch import Here, Place, Pool, Told, earlier_night
 from flows.patience import forgiven, going_on, patiently
 from hft2ane import disk, nights, records, room, state, waves
 from hft2ane.attempts import State, news
-from hft2ane.errors import Hft2aneError, NoSpace, NoWorker, TokenRefused
+from hft2ane.errors import NoSpace, NoWorker, TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
@@ -39,11 +39,11 @@ hub_of_run: ContextVar[Hub] = ContextVar("hub_of_run")
 HOURS = 20.0  # so that a night that has much to do ends before the next one, with a report
 
 
-class NightlyFailed(Hft2aneError):
-    """The run's other models are published all the same; run.json says what happened to each."""
+def name() -> str:
+    return f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
 
 
-@flow(name="nightly", validate_parameters=False)
+@flow(name="nightly", flow_run_name=name, validate_parameters=False)
 def nightly(
     manifests: list[str] = ["manifests"],  # noqa: B006 - never changed; as a default it is in the deployment's schema
     organization: str | None = None,
@@ -55,13 +55,13 @@ def nightly(
     notify: str | None = None,
     hours: float | None = HOURS,
 ) -> Ended[Any]:
-    """Everything that the manifests want and the Hub does not have. NightlyFailed: a model fails that did not before;
-    see `work`/run.json.
+    """Everything that the manifests want and the Hub does not have. *Failed*: a model fails that did not before; the
+    others are published all the same, and `work`/run.json says what happened to each.
 
     `wave`: models a night, of those to be done for a reason that many have; `dispatch`: here, or on the machines of the
     pool; `lock`: digest of the lock that is deployed, None: any will do; `notify`: a notification block of the server,
-    e.g. `slack-webhook/hft2ane-night`, told of each night; `hours`:
-    after so many no job is begun, None: all are. What is left waits for the next night."""
+    e.g. `slack-webhook/hft2ane-night`, told of each night; `hours`: after so many no job is begun, None:
+    all are. What is left waits for the next night."""
     night = Night(room.work_folder(work), tuple(only or ()), [organization] if organization else [])
     with going_on(str(runtime.flow_run.id)) if dispatch == "pool" else contextlib.nullcontext():
         try:
@@ -75,9 +75,7 @@ def nightly(
         run = replace(run, warnings=(*run.warnings, *told(notify, nights.headline(run), nights.notification(run))))
         show(run, save(night.folder, run))
         patiently(lambda: create_markdown_artifact(nights.markdown(run), "night", nights.headline(run)))
-    if run.failed:
-        raise NightlyFailed(nights.headline(run))
-    return Completed(message=nights.headline(run))
+    return Failed(message=nights.headline(run)) if run.failed else Completed(message=nights.headline(run))
 
 
 @dataclass
@@ -121,6 +119,8 @@ def conduct(
     with place(dispatch, night.folder, hub) as there:
         for outcome in counted(each(found, there, late), to_do):
             night.outcomes.append(outcome)
+            if outcome.action in TO_DO:
+                get_run_logger().info("%s: %s", outcome.id, nights.line(outcome))
 
 
 def keep(night: Night, broken: str | None = None) -> Run:

@@ -82,6 +82,14 @@ def missing(runs: Sequence[Run], owner: str, within: float, now: datetime) -> st
     return f"{said}: is its schedule alive?"
 
 
+def line(outcome: Outcome) -> str:
+    """What became of a job: `published as ane/x-ane@v2, 76.4 dB`"""
+    if outcome.status not in DONE:
+        return f"{outcome.status}: {outcome.error or outcome.why}"
+    figure = f", {number(outcome.artefact)} dB" if outcome.artefact is not None else ""
+    return f"{outcome.status} as {outcome.repo}@{outcome.tag}{figure}"
+
+
 def notification(run: Run) -> str:
     """The night in plain text, failures first: signature, log, next try."""
     lines = [run.broken] if run.broken else []

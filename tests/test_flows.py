@@ -11,10 +11,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterStartTime
+from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.sorting import FlowRunSort
 
 from flows import child
 from flows.local import night
@@ -118,6 +123,21 @@ def test_one_bad_model_stops_no_other_and_the_run_says_so(world: World, first_ni
     assert (of(first_night, "me/first").artefact or 0) > 50
     assert world.local.tags("ane/first-ane").keys() == {"v1"}
     assert records.read(world.folder / "work/run.json", Run) == first_night
+
+
+@pytest.mark.slow
+def test_what_prefect_shows_of_a_night(world: World, first_night: Run) -> None:
+    with get_client(sync_client=True) as client:
+        since = FlowRunFilterStartTime(after_=first_night.started - timedelta(seconds=30))
+        runs = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(start_time=since), sort=FlowRunSort.START_TIME_ASC, limit=5
+        )
+        run = min(runs, key=lambda run: abs(run.start_time - first_night.started))
+        tasks = client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])))
+    assert run.name == f"{run.start_time:%Y-%m-%d %H:%M} UTC"
+    assert run.state_type == StateType.FAILED
+    assert run.state.message == "1 of 4 models newly fails: me/gpt · 2 published, 1 blocked"
+    assert {task.name for task in tasks} >= {f"{step} ane--second-ane" for step in ("fetch", "build", "publish")}
 
 
 @pytest.mark.slow

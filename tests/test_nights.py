@@ -90,6 +90,11 @@ def test_what_others_wrote_is_text(hostile: str) -> None:
     assert len([line for line in page.splitlines() if line.startswith("| ")]) == 2
 
 
+def test_a_job_s_end_is_a_line() -> None:
+    assert nights.line(GOOD) == "published as ane/good@v1, 70.0 dB"
+    assert nights.line(OLD) == "failed: no such op"
+
+
 def test_the_notification_has_failures_first_with_all_that_one_needs() -> None:
     lines = nights.notification(RUN).splitlines()
     assert lines[:4] == [
