@@ -21,7 +21,8 @@ from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowR
 from prefect.client.schemas.objects import StateType
 from prefect.client.schemas.sorting import FlowRunSort
 
-from flows import child
+from flows import child, local
+from flows.convert_model import WAITS
 from flows.local import night
 from hft2ane import disk, errors, keys, provenance, records, room, state
 from hft2ane.cli import main
@@ -490,29 +491,36 @@ def test_what_nobody_foresaw_stops_one_model_only(
 
 @pytest.mark.slow
 def test_one_conversion_at_a_time_on_a_machine(
-    world: World, first_night: Run, checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture
+    world: World, first_night: Run, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The one before may be of a run that outlived its worker; here it ends when the other has said that it waits."""
-    from flows.convert_model import WAITS
-
+    """The one before may be of a run that outlived its worker; here it ends when the other waits and has said so."""
     world.local.add("me/first", checkpoint(seed=40))
-    begun, waited = threading.Event(), threading.Event()
+    begun, waited, said, alone = threading.Event(), threading.Event(), [], room.alone
+
+    def asked(folder: Path, wait: bool = True) -> Any:
+        if folder.name == "machine" and wait:
+            waited.set()
+        return alone(folder, wait)
+
+    class Bars(local.Bars):
+        def __call__(self, model: str, what: str, share: float) -> None:
+            said.append((waited.is_set(), model, what))
+            super().__call__(model, what, share)
 
     def another() -> None:
-        with room.alone(world.folder / "work/machine"):
+        with alone(world.folder / "work/machine"):
             begun.set()
-            end = time.monotonic() + 120
-            while not waited.is_set() and time.monotonic() < end:
-                time.sleep(0.1)
-                if WAITS in caplog.text:
-                    waited.set()
+            waited.wait(120)
 
+    monkeypatch.setattr(room, "alone", asked)
+    monkeypatch.setattr(local, "Bars", Bars)
     thread = threading.Thread(target=another)
     thread.start()
     begun.wait()
     run = world.night()
     thread.join()
     assert waited.is_set()
+    assert (False, "me/first", WAITS) in said
     assert of(run, "me/first").status == "published"
 
 
