@@ -149,20 +149,28 @@ def checkout() -> dict[str, str]:
 
 
 def main() -> int:
-    try:
+    def work() -> int:
         url = get_current_settings().api.url
         if not url:
             raise BadInput(
                 "set PREFECT_API_URL to the server's, e.g. http://127.0.0.1:4200/api (make server starts one)"
             )
         deploy(url, checkout())
+        return 0
+
+    return exit_code(work)
+
+
+def exit_code(work: Callable[[], int]) -> int:
+    """Of `work`; a failure is told, and has that of its kind."""
+    try:
+        return work()
     except httpx.HTTPError as err:
         print(f"hft2ane: the Prefect server does not answer any more: {err}", file=sys.stderr)
         return Unavailable.exit_code
     except Hft2aneError as err:
         print(f"hft2ane: {err}", file=sys.stderr)
         return err.exit_code
-    return 0
 
 
 if __name__ == "__main__":

@@ -20,8 +20,6 @@ from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
     ArtifactFilterType,
-    DeploymentFilter,
-    DeploymentFilterId,
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterState,
@@ -35,6 +33,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
 
 from flows import convert_model
+from flows.deployments import GOING, deployment, runs
 from flows.patience import GRACE, is_given_up, patiently
 from hft2ane import records
 from hft2ane.errors import BadInput, NoWorker, WorkerLost
@@ -47,8 +46,6 @@ DEPLOYMENT = "convert-model/mac"
 TRIES = 3
 POLL = 2.0  # seconds between looks at the runs
 PATIENCE = 7200.0  # seconds without any machine that takes jobs up
-# A run that goes on by itself. One that is being cancelled does not, and nobody may be there to end it.
-GOING = [StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING]
 TAG = "hft2ane"  # of the runs that nights dispatch
 WORKER = "prefect.worker.name"  # the label that a worker gives to a run when it takes it up
 PAUSE, LONGEST_PAUSE = 60.0, 900.0  # seconds until a run that never began is tried again, twice as long each time
@@ -111,11 +108,8 @@ class Pool:
         self.client, self.tell, self.log = client, tell, get_run_logger()
         self.night = str(runtime.flow_run.id)
         self.flying: dict[UUID, Flying] = {}
-        try:
-            deployment = patiently(lambda: client.read_deployment_by_name(DEPLOYMENT))
-        except ObjectNotFound as err:
-            raise BadInput(f"the server has no deployment {DEPLOYMENT}: `make deploy` makes it") from err
-        self.pool, self.deployment = str(deployment.work_pool_name), deployment.id
+        there = deployment(client, DEPLOYMENT)
+        self.pool, self.deployment = str(there.work_pool_name), there.id
         self.left = self.left_behind()
         self.machines, self.counted = self.online(), time.monotonic()
         self.alive = time.monotonic()  # when a machine last showed itself
@@ -143,12 +137,7 @@ class Pool:
 
     def going(self) -> list[FlowRun]:
         """Runs of the deployment that have not ended, whoever dispatched them."""
-        return patiently(
-            lambda: self.client.read_flow_runs(
-                deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[self.deployment])),
-                flow_run_filter=FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=GOING))),
-            )
-        )
+        return runs(self.client, self.deployment, GOING)
 
     def left_behind(self) -> dict[str, list[FlowRun]]:
         """Runs that an earlier night dispatched and that have not ended, by the repo that they are for."""
@@ -325,9 +314,7 @@ def earlier_night() -> FlowRun | None:
         mine = patiently(lambda: client.read_flow_run(UUID(str(runtime.flow_run.id))))
         if mine.deployment_id is None:
             return None
-        running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
-        siblings = DeploymentFilter(id=DeploymentFilterId(any_=[mine.deployment_id]))
-        found = patiently(lambda: client.read_flow_runs(deployment_filter=siblings, flow_run_filter=running))
+        found = runs(client, mine.deployment_id, [StateType.RUNNING])
     return next((run for run in found if (run.start_time, run.id) < (mine.start_time, mine.id)), None)
 
 

@@ -28,6 +28,7 @@ from hft2ane.errors import NoSpace, NoWorker, TokenRefused
 from hft2ane.hub import Hub
 from hft2ane.records.job import TO_DO, Job
 from hft2ane.records.night import Outcome, Run
+from hft2ane.records.repo import owner_of
 from hft2ane.survey import Survey, owners, remember, survey, wanted
 from hft2ane.waves import belongs, held
 
@@ -210,7 +211,7 @@ def each(found: Survey, there: Place, late: Callable[[], str | None]) -> Iterato
                 job = held(job, why)
             if job.to_do and not wave.takes(job):
                 job = held(job, wave.stopped or "")
-            if job.to_do and (why := barred.get(owner(job.repo))):
+            if job.to_do and (why := barred.get(owner_of(job.repo))):
                 job = held(job, why)
             if job.to_do:
                 there.start(job)
@@ -222,14 +223,10 @@ def each(found: Survey, there: Place, late: Callable[[], str | None]) -> Iterato
             if belongs(job) and outcome.status in ("published", "unchanged", "failed"):
                 wave = wave.after(job.repo, failed=outcome.status == "failed")
             if outcome.kind == TokenRefused.__name__:
-                barred[owner(job.repo)] = f"it could not be published, as {job.id} cannot: {outcome.error}"
+                barred[owner_of(job.repo)] = f"it could not be published, as {job.id} cannot: {outcome.error}"
             if outcome.kind == NoWorker.__name__:
                 nobody = outcome.error
             yield outcome
-
-
-def owner(repo: str) -> str:
-    return repo.partition("/")[0]
 
 
 def counted(outcomes: Iterator[Outcome], whole: int) -> Iterator[Outcome]:

@@ -4,36 +4,24 @@ PREFECT_API_URL=https://prefect.example.org/api python -m flows.trigger --since 
 """
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.filters import (
-    DeploymentFilter,
-    DeploymentFilterId,
-    FlowRunFilter,
-    FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-)
+from prefect.client.schemas.filters import FlowRunFilterExpectedStartTime
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectNotFound
 from prefect.settings import get_current_settings
 from prefect.utilities.urls import url_for
 
-from flows.deploy import reach
+from flows.deploy import exit_code, reach
+from flows.deployments import GOING, deployment, runs
 from flows.patience import patiently
-from hft2ane.errors import BadInput, Hft2aneError, Unavailable
+from hft2ane.errors import BadInput
 
 DEPLOYMENT = "nightly/nightly"
 POLL = 5.0  # seconds between looks at the run
-# One that is being cancelled does not go on, and nobody may be there to end it.
-GOING = (StateType.RUNNING, StateType.PENDING, StateType.SCHEDULED)
 # Not one that was lost, nor one that found another in its place.
 DONE = (StateType.COMPLETED, StateType.FAILED)
 
@@ -41,53 +29,36 @@ DONE = (StateType.COMPLETED, StateType.FAILED)
 def trigger(client: SyncPrefectClient, since: float | None, tell: Callable[[str], object] = print) -> FlowRun:
     """A night, at its end. `since`: hours; one that the server's schedule began since then will do, also when it has
     ended. BadInput: there is no such deployment."""
-    try:
-        deployment = patiently(lambda: client.read_deployment_by_name(DEPLOYMENT)).id
-    except ObjectNotFound as err:
-        raise BadInput(f"the server has no deployment {DEPLOYMENT}: `make deploy` makes it") from err
+    night = deployment(client, DEPLOYMENT).id
     seen: set[UUID] = set()
-    if run := going(client, deployment) or (since and scheduled(client, deployment, since)) or None:
+    if run := going(client, night) or (since and scheduled(client, night, since)) or None:
         tell(f"{DEPLOYMENT}: there is one already, {named(run)}")
     else:
         # Not `patiently`: a lost answer would make two.
-        run = client.create_flow_run_from_deployment(deployment)
+        run = client.create_flow_run_from_deployment(night)
         tell(f"{DEPLOYMENT}: {named(run)}")
     while True:
         seen.add(run.id)
         ended = wait(client, run.id, tell)
         # Two may begin at once: the later one ends as Cancelled.
-        other = going(client, deployment) if ended.state and ended.state.is_cancelled() else None
+        other = going(client, night) if ended.state and ended.state.is_cancelled() else None
         if other is None or other.id in seen:
             return ended
         run = other
         tell(f"{DEPLOYMENT}: another one is going, {named(run)}")
 
 
-def going(client: SyncPrefectClient, deployment: UUID) -> FlowRun | None:
+def going(client: SyncPrefectClient, night: UUID) -> FlowRun | None:
     """The run that is under way, or should be by now."""
     due = FlowRunFilterExpectedStartTime(before_=datetime.now(UTC))
-    found = runs(client, deployment, GOING, due)
+    found = runs(client, night, GOING, due)
     return min(found, key=lambda run: GOING.index(run.state_type), default=None)
 
 
-def scheduled(client: SyncPrefectClient, deployment: UUID, since: float) -> FlowRun | None:
+def scheduled(client: SyncPrefectClient, night: UUID, since: float) -> FlowRun | None:
     """The last run that the server's own schedule made, and that came to its end, well or not."""
     late = FlowRunFilterExpectedStartTime(after_=datetime.now(UTC) - timedelta(hours=since))
-    return next((run for run in runs(client, deployment, DONE, late) if run.auto_scheduled), None)
-
-
-def runs(
-    client: SyncPrefectClient, deployment: UUID, types: Sequence[StateType], when: FlowRunFilterExpectedStartTime
-) -> list[FlowRun]:
-    """The newest first."""
-    states = FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
-    return patiently(
-        lambda: client.read_flow_runs(
-            deployment_filter=DeploymentFilter(id=DeploymentFilterId(any_=[deployment])),
-            flow_run_filter=FlowRunFilter(state=states, expected_start_time=when),
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-        )
-    )
+    return next((run for run in runs(client, night, DONE, late) if run.auto_scheduled), None)
 
 
 def wait(client: SyncPrefectClient, id: UUID, tell: Callable[[str], object]) -> FlowRun:
@@ -122,20 +93,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         help="no new night when the server's own schedule has begun one since then",
     )
     options = parser.parse_args(arguments)
-    try:
+
+    def ask() -> int:
         url = get_current_settings().api.url
         if not url:
             raise BadInput("set PREFECT_API_URL to the server's, e.g. https://prefect.example.org/api")
         with get_client(sync_client=True) as client:
             reach(client, url)
             ended = trigger(client, options.since)
-    except httpx.HTTPError as err:
-        print(f"hft2ane: the Prefect server does not answer any more: {err}", file=sys.stderr)
-        return Unavailable.exit_code
-    except Hft2aneError as err:
-        print(f"hft2ane: {err}", file=sys.stderr)
-        return err.exit_code
-    return 0 if ended.state and ended.state.is_completed() else 1
+        return 0 if ended.state and ended.state.is_completed() else 1
+
+    return exit_code(ask)
 
 
 if __name__ == "__main__":

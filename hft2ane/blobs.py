@@ -5,15 +5,10 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
-from hft2ane.errors import (
-    CorruptFile,
-)
+from hft2ane.errors import CorruptFile
 from hft2ane.records.source import RemoteFile
 
-if TYPE_CHECKING:
-    pass
 PIECE = 1 << 20
 
 

@@ -23,6 +23,7 @@ from hft2ane.progress import Progress, silent
 from hft2ane.records.job import Job
 from hft2ane.records.recipe import UNGATED
 from hft2ane.records.release import Conversion, Report
+from hft2ane.records.repo import owner_of
 from hft2ane.records.source import RemoteFile
 from hft2ane.signature import SIGNATURE
 
@@ -68,7 +69,7 @@ class Audited:
 def audit(repos: Sequence[str], hub: Hub, build: Build | None, watch: Watch) -> Audited:
     """Checks each, and remembers at once what the plan should know of it, where the token allows: the Hub may be gone
     before the last one's turn. `build` None: nothing is computed."""
-    owners = sorted({repo.partition("/")[0] for repo in repos})
+    owners = sorted(set(map(owner_of, repos)))
     known, unread = state.read(hub, owners)
     found: list[Checked] = []
     unwritten: list[str] = []

@@ -14,6 +14,7 @@ from hft2ane.attempts import REMEMBERED, State, rebase
 from hft2ane.errors import BadInput, Hft2aneError
 from hft2ane.hub import Hub
 from hft2ane.records.night import Run
+from hft2ane.records.repo import owner_of
 
 REPO = "hft2ane-state"
 FILE = "state.json"
@@ -63,7 +64,7 @@ def path_of(run: Run) -> str:
 
 def _part(run: Run, owner: str) -> Run:
     """What is told of one organisation's repos: all but what needed nothing."""
-    mine = [outcome for outcome in run.outcomes if outcome.repo.partition("/")[0] == owner]
+    mine = [outcome for outcome in run.outcomes if owner_of(outcome.repo) == owner]
     told = tuple(outcome for outcome in mine if outcome.status != "skip")
     failed = tuple(id for id in run.failed if id in {outcome.id for outcome in told})
     return replace(run, outcomes=told, failed=failed, skipped=len(mine) - len(told))
@@ -92,7 +93,7 @@ def _parsed(content: bytes) -> State:
 def _of(state: State, owner: str) -> State:
     """The part about this organisation's repos."""
     parts: dict[str, Any] = {
-        name: {repo: value for repo, value in getattr(state, name).items() if repo.partition("/")[0] == owner}
+        name: {repo: value for repo, value in getattr(state, name).items() if owner_of(repo) == owner}
         for name in REMEMBERED
     }
     return State(**parts)

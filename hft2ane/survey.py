@@ -17,7 +17,7 @@ from hft2ane.records.job import Job
 from hft2ane.records.night import Outcome
 from hft2ane.records.recipe import Wanted
 from hft2ane.records.release import Conversion
-from hft2ane.records.repo import Listed
+from hft2ane.records.repo import Listed, owner_of
 from hft2ane.records.source import Upstream
 from hft2ane.waves import Wave, belongs
 
@@ -101,7 +101,7 @@ def unwanted(models: Sequence[Wanted], heads: Mapping[str, Listed], hub: Hub) ->
 
 
 def owners(models: Sequence[Wanted]) -> list[str]:
-    return sorted({each.repo.partition("/")[0] for each in models})
+    return sorted({owner_of(each.repo) for each in models})
 
 
 def remember(found: Survey, outcomes: Sequence[Outcome], now: datetime) -> State:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from hft2ane.records.job import Cause
 from hft2ane.records.source import RemoteFile, Upstream
 
-if TYPE_CHECKING:
-    pass
+
+def owner_of(repo: str) -> str:
+    """Of `owner/name`."""
+    return repo.partition("/")[0]
 
 
 @dataclass(frozen=True)
